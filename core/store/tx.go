@@ -1,0 +1,265 @@
+package store
+
+import (
+	"strings"
+	"time"
+
+	"github.com/tidwall/btree"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/model"
+)
+
+// Tx is a set of changes on top of a snapshot. Reading through Snapshot sees them.
+// A Tx that is dropped leaves no trace.
+type Tx struct {
+	head    *Snapshot
+	version uint64
+	now     time.Time
+	actions []*api.StoreAction
+	events  []model.Event
+}
+
+// Begin opens a transaction on base. Records written get version as their
+// Meta.Version and now as their time; version must exceed that of every record in base.
+func Begin(base *Snapshot, version uint64, now time.Time) *Tx {
+	return &Tx{head: base.copy(), version: version, now: now}
+}
+
+// Snapshot returns the state with the changes made so far. It changes with further
+// changes and must not outlive the transaction, unlike Commit's.
+func (tx *Tx) Snapshot() *Snapshot { return tx.head }
+
+// Now returns the time that the transaction stamps on records.
+func (tx *Tx) Now() time.Time { return tx.now }
+
+// Empty reports whether nothing was changed.
+func (tx *Tx) Empty() bool { return len(tx.actions) == 0 }
+
+// Actions returns the changes as they are written to the raft log.
+func (tx *Tx) Actions() []*api.StoreAction { return tx.actions }
+
+// Events returns the changes in order.
+func (tx *Tx) Events() []model.Event { return tx.events }
+
+// Commit returns the new state with the given raft index. The Tx must not be used afterwards.
+func (tx *Tx) Commit(index uint64) *Snapshot {
+	tx.head.index = index
+	return tx.head
+}
+
+// Create adds a record, whose id must be set. It takes the record over and fills in
+// its Meta. Exists when the id or a unique name is taken.
+func (tx *Tx) Create(o model.Object) error {
+	table := model.TableOf(o)
+	if o.GetId() == "" {
+		return model.Errorf(model.Internal, "create %s: no id", table)
+	}
+	if tx.head.Get(table, o.GetId()) != nil {
+		return model.Errorf(model.Exists, "%s %s already exists", table, o.GetId())
+	}
+	if err := tx.checkName(table, o); err != nil {
+		return err
+	}
+	stamp := timestamppb.New(tx.now)
+	setMeta(o, &api.Meta{Version: &api.Version{Index: tx.version}, CreatedAt: stamp, UpdatedAt: stamp})
+	tx.write(model.Create, table, nil, o)
+	return nil
+}
+
+// Update replaces a record by an edited clone, which it takes over. NotFound when it
+// does not exist, ErrSequence when o's version is not the stored one, Exists when its
+// new name is taken.
+func (tx *Tx) Update(o model.Object) error {
+	table := model.TableOf(o)
+	old := tx.head.Get(table, o.GetId())
+	if old == nil {
+		return model.Errorf(model.NotFound, "%s %s not found", table, o.GetId())
+	}
+	if o.GetMeta().GetVersion().GetIndex() != old.GetMeta().GetVersion().GetIndex() {
+		return model.ErrSequence
+	}
+	if table == model.Extensions {
+		return model.Errorf(model.Invalid, "an extension cannot be changed")
+	}
+	if err := tx.checkName(table, o); err != nil {
+		return err
+	}
+	setMeta(o, &api.Meta{
+		Version:   &api.Version{Index: tx.version},
+		CreatedAt: old.GetMeta().GetCreatedAt(),
+		UpdatedAt: timestamppb.New(tx.now),
+	})
+	tx.write(model.Update, table, old, o)
+	return nil
+}
+
+// Remove deletes a record. NotFound when it does not exist.
+func (tx *Tx) Remove(table model.Table, id string) error {
+	old := tx.head.Get(table, id)
+	if old == nil {
+		return model.Errorf(model.NotFound, "%s %s not found", table, id)
+	}
+	tx.write(model.Remove, table, old, nil)
+	return nil
+}
+
+// Apply makes the changes of a plan, in order, and stops at the first that fails.
+func (tx *Tx) Apply(changes []model.Change) error {
+	for _, c := range changes {
+		var err error
+		switch c.Kind {
+		case model.Create:
+			err = tx.Create(c.Object)
+		case model.Update:
+			err = tx.Update(c.Object)
+		case model.Remove:
+			err = tx.Remove(model.TableOf(c.Object), c.Object.GetId())
+		default:
+			err = model.Errorf(model.Internal, "change of unknown kind %d", c.Kind)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (tx *Tx) checkName(table model.Table, o model.Object) error {
+	name := nameOf(o)
+	if name == "" {
+		return nil
+	}
+	if id := tx.head.IDByName(table, name); id != "" && id != o.GetId() {
+		return model.Errorf(model.Exists, "name conflicts with an existing object: %s %s already exists", table, name)
+	}
+	if r, ok := o.(*api.Resource); ok && tx.head.IDByName(model.Extensions, r.GetKind()) == "" {
+		return model.Errorf(model.Invalid, "resource kind %q is not the name of an extension", r.GetKind())
+	}
+	return nil
+}
+
+// write puts one change into the head and records it.
+func (tx *Tx) write(kind model.ChangeKind, table model.Table, old, updated model.Object) {
+	tx.head.put(table, old, updated)
+	tx.events = append(tx.events, model.Event{Kind: kind, Table: table, Old: old, New: updated})
+	target := updated
+	action := api.StoreActionKind_STORE_ACTION_UPDATE
+	switch kind {
+	case model.Create:
+		action = api.StoreActionKind_STORE_ACTION_CREATE
+	case model.Remove:
+		action = api.StoreActionKind_STORE_ACTION_REMOVE
+		target = old
+	case model.Update:
+	}
+	tx.actions = append(tx.actions, storeAction(action, target))
+}
+
+// copy returns a writable copy that shares everything with s.
+func (s *Snapshot) copy() *Snapshot {
+	c := &Snapshot{
+		index:          s.index,
+		hostnames:      s.hostnames.Copy(),
+		tasksByService: s.tasksByService.Copy(),
+		tasksByNode:    s.tasksByNode.Copy(),
+	}
+	for t := range s.tables {
+		c.tables[t] = s.tables[t].Copy()
+		c.names[t] = s.names[t].Copy()
+	}
+	return c
+}
+
+// put replaces old by updated (either may be nil) in the table and every index.
+func (s *Snapshot) put(table model.Table, old, updated model.Object) {
+	if old != nil {
+		s.unindex(table, old)
+	}
+	if updated == nil {
+		s.tables[table].Delete(old.GetId())
+		return
+	}
+	s.tables[table].Set(updated.GetId(), updated)
+	if name := nameOf(updated); name != "" {
+		s.names[table].Set(strings.ToLower(name), updated.GetId())
+	}
+	switch o := updated.(type) {
+	case *api.Node:
+		if h := o.GetDescription().GetHostname(); h != "" {
+			s.hostnames.Set(h+"\x00"+o.GetId(), struct{}{})
+		}
+	case *api.Task:
+		setTask(s.tasksByService, o.GetServiceId(), o)
+		setTask(s.tasksByNode, o.GetNodeId(), o)
+	}
+}
+
+func setTask(index *btree.Map[string, *api.Task], owner string, task *api.Task) {
+	if owner != "" {
+		index.Set(owner+"\x00"+task.GetId(), task)
+	}
+}
+
+func (s *Snapshot) unindex(table model.Table, old model.Object) {
+	if name := nameOf(old); name != "" {
+		s.names[table].Delete(strings.ToLower(name))
+	}
+	switch o := old.(type) {
+	case *api.Node:
+		s.hostnames.Delete(o.GetDescription().GetHostname() + "\x00" + o.GetId())
+	case *api.Task:
+		s.tasksByService.Delete(o.GetServiceId() + "\x00" + o.GetId())
+		s.tasksByNode.Delete(o.GetNodeId() + "\x00" + o.GetId())
+	}
+}
+
+// nameOf returns the name that must be unique in the object's table, or "".
+func nameOf(o model.Object) string {
+	switch o := o.(type) {
+	case *api.Service:
+		return o.GetSpec().GetAnnotations().GetName()
+	case *api.Network:
+		return o.GetSpec().GetAnnotations().GetName()
+	case *api.Cluster:
+		return o.GetSpec().GetAnnotations().GetName()
+	case *api.Secret:
+		return o.GetSpec().GetAnnotations().GetName()
+	case *api.Config:
+		return o.GetSpec().GetAnnotations().GetName()
+	case *api.Volume:
+		return o.GetSpec().GetAnnotations().GetName()
+	case *api.Resource:
+		return o.GetAnnotations().GetName()
+	case *api.Extension:
+		return o.GetAnnotations().GetName()
+	default:
+		return ""
+	}
+}
+
+func setMeta(o model.Object, meta *api.Meta) {
+	switch o := o.(type) {
+	case *api.Node:
+		o.Meta = meta
+	case *api.Service:
+		o.Meta = meta
+	case *api.Network:
+		o.Meta = meta
+	case *api.Task:
+		o.Meta = meta
+	case *api.Cluster:
+		o.Meta = meta
+	case *api.Secret:
+		o.Meta = meta
+	case *api.Resource:
+		o.Meta = meta
+	case *api.Extension:
+		o.Meta = meta
+	case *api.Config:
+		o.Meta = meta
+	case *api.Volume:
+		o.Meta = meta
+	}
+}

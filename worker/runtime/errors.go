@@ -1,0 +1,6 @@
+package runtime
+
+import "errors"
+
+// ErrNotModified says that a container was in the wanted state already.
+var ErrNotModified = errors.New("not modified")
