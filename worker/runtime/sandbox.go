@@ -1,0 +1,57 @@
+package runtime
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/moby/moby/api/types/network"
+)
+
+// Network gives containers their network. The runtime calls it; worker/dataplane
+// implements it. All methods are idempotent and may be called from any goroutine.
+type Network interface {
+	// Attach makes the network namespace of a container and connects it, or finds
+	// what a former process made and mends it. Conflict when a host port is taken:
+	// "port is already allocated".
+	Attach(ctx context.Context, req SandboxRequest) (Sandbox, error)
+	// Detach disconnects a container and frees its addresses and ports. Unknown ids are no error.
+	Detach(ctx context.Context, containerID string) error
+	// Retain frees everything that belongs to containers not listed; called once after a restart.
+	Retain(ctx context.Context, containerIDs []string) error
+}
+
+// SandboxRequest says what network a container wants.
+type SandboxRequest struct {
+	ContainerID string
+	Name        string
+	Hostname    string
+	// Mode is Docker's network mode: "bridge" (or empty, "default"), "host", "none".
+	Mode string
+	// Ports are published on the host; a zero HostPort asks for an ephemeral one.
+	Ports []PortBinding
+}
+
+// PortBinding is one published port.
+type PortBinding struct {
+	// Protocol is "tcp", "udp" or "sctp".
+	Protocol      string
+	ContainerPort uint16
+	// HostIP is unspecified for all addresses of the host.
+	HostIP   netip.Addr
+	HostPort uint16
+}
+
+// Sandbox is a container's network as it was made.
+type Sandbox struct {
+	// NetNS is the path of the pinned network namespace; empty for mode "host".
+	NetNS string
+	// Endpoint holds address, gateway and MAC; nil for modes "host" and "none".
+	Endpoint *network.EndpointSettings
+	// NetworkName is the name under which Endpoint appears in inspect, "bridge".
+	NetworkName string
+	// Ports are the request's with every HostPort filled in.
+	Ports []PortBinding
+	// Nameservers, Search and Options are the host's resolver settings as they can be
+	// used inside the sandbox.
+	Nameservers, Search, Options []string
+}
