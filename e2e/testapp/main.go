@@ -1,0 +1,88 @@
+// Command testapp is the program inside the end-to-end tests' image. Its first argument
+// says what it does: serve answers HTTP with its host name, exit ends with a status after
+// a while, log prints numbered lines. It ends at once on SIGTERM.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "testapp:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	mode := "pause"
+	if len(args) > 0 {
+		mode, args = args[0], args[1:]
+	}
+	arg := func(i int, otherwise string) string {
+		if i < len(args) {
+			return args[i]
+		}
+		return otherwise
+	}
+	switch mode {
+	case "pause":
+		<-ctx.Done()
+	case "serve":
+		return serve(ctx, arg(0, ":80"))
+	case "exit":
+		status, err := strconv.Atoi(arg(0, "1"))
+		if err != nil {
+			return err
+		}
+		after, err := time.ParseDuration(arg(1, "0s"))
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(after):
+			os.Exit(status)
+		}
+	case "log":
+		for i := 0; ctx.Err() == nil; i++ {
+			fmt.Printf("line %d\n", i)
+			fmt.Fprintf(os.Stderr, "error line %d\n", i)
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	default:
+		return fmt.Errorf("unknown mode %q", mode)
+	}
+	return nil
+}
+
+func serve(ctx context.Context, addr string) error {
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	s := &http.Server{Addr: addr, ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, "%s %s\n", host, os.Getenv("GREETING"))
+	})}
+	go func() {
+		<-ctx.Done()
+		_ = s.Close()
+	}()
+	if err := s.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
