@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/skep-dev/skep/e2e/testimage"
 )
 
 // TestSwarm takes one swarm of three managers and two workers through the life that its
@@ -68,7 +70,7 @@ func testNodesJoined(t *testing.T, s *swarm, m string) {
 func testAnyManagerServes(t *testing.T, s *swarm, _ string) {
 	for i, m := range s.byRole("manager") {
 		name := fmt.Sprintf("any%d", i)
-		s.docker(t, m, "service", "create", "--detach", "--name", name, testImage)
+		s.docker(t, m, "service", "create", "--detach", "--name", name, testimage.V1)
 		s.wantRunning(t, m, name, 1, 30*time.Second)
 		s.docker(t, m, "service", "rm", name)
 	}
@@ -82,7 +84,7 @@ func testWorkerRefuses(t *testing.T, s *swarm, _ string) {
 }
 
 func testCreateAndScale(t *testing.T, s *swarm, m string) {
-	out := s.docker(t, m, "service", "create", "--name", "web", "--replicas", "2", testImage)
+	out := s.docker(t, m, "service", "create", "--name", "web", "--replicas", "2", testimage.V1)
 	if !strings.Contains(out, "onverged") {
 		t.Errorf("service create did not show convergence: %q", out)
 	}
@@ -100,17 +102,17 @@ func testCreateAndScale(t *testing.T, s *swarm, m string) {
 	}
 	s.docker(t, m, "service", "scale", "--detach", "web=5")
 	s.wantRunning(t, m, "web", 5, 60*time.Second)
-	if _, err := s.tryDocker(t, 20*time.Second, m, "service", "create", "--detach", "--name", "WEB", testImage); err == nil || !strings.Contains(err.Error(), "already exists") {
+	if _, err := s.tryDocker(t, 20*time.Second, m, "service", "create", "--detach", "--name", "WEB", testimage.V1); err == nil || !strings.Contains(err.Error(), "already exists") {
 		t.Errorf("a second service of the same name: %v", err)
 	}
 }
 
 func testGlobal(t *testing.T, s *swarm, m string) {
-	s.docker(t, m, "service", "create", "--name", "everywhere", "--mode", "global", testImage)
+	s.docker(t, m, "service", "create", "--name", "everywhere", "--mode", "global", testimage.V1)
 	s.wantRunning(t, m, "everywhere", 5, 30*time.Second)
 	s.docker(t, m, "service", "rm", "everywhere")
 	workers := s.byRole("worker")
-	s.docker(t, m, "service", "create", "--name", "onworkers", "--mode", "global", "--constraint", "node.role==worker", testImage)
+	s.docker(t, m, "service", "create", "--name", "onworkers", "--mode", "global", "--constraint", "node.role==worker", testimage.V1)
 	for _, one := range s.wantRunning(t, m, "onworkers", 2, 30*time.Second) {
 		if !slices.Contains(workers, one.Node) {
 			t.Errorf("task %s runs on %s, which is no worker", one.Name, one.Node)
@@ -120,9 +122,9 @@ func testGlobal(t *testing.T, s *swarm, m string) {
 }
 
 func testRollingUpdate(t *testing.T, s *swarm, m string) {
-	s.docker(t, m, "service", "update", "--image", testImageV2, "--update-parallelism", "2", "--update-monitor", "1s", "web")
+	s.docker(t, m, "service", "update", "--image", testimage.V2, "--update-parallelism", "2", "--update-monitor", "1s", "web")
 	for _, one := range s.wantRunning(t, m, "web", 5, 60*time.Second) {
-		if one.Image != testImageV2 {
+		if one.Image != testimage.V2 {
 			t.Errorf("task %s still runs %s", one.Name, one.Image)
 		}
 	}
@@ -166,7 +168,7 @@ func testManualRollback(t *testing.T, s *swarm, m string) {
 
 func testRestartPolicy(t *testing.T, s *swarm, m string) {
 	s.docker(t, m, "service", "create", "--detach", "--name", "flaky", "--restart-condition", "on-failure",
-		"--restart-max-attempts", "2", "--restart-delay", "200ms", testImage, "exit", "4", "300ms")
+		"--restart-max-attempts", "2", "--restart-delay", "200ms", testimage.V1, "exit", "4", "300ms")
 	defer s.docker(t, m, "service", "rm", "flaky")
 	eventually(t, 60*time.Second, "three failed attempts and no more", func() string {
 		all, err := s.tasks(t, m, "flaky")
@@ -191,7 +193,7 @@ func testRestartPolicy(t *testing.T, s *swarm, m string) {
 }
 
 func testExplains(t *testing.T, s *swarm, m string) {
-	s.docker(t, m, "service", "create", "--detach", "--name", "nowhere", "--constraint", "node.labels.zone==mars", testImage)
+	s.docker(t, m, "service", "create", "--detach", "--name", "nowhere", "--constraint", "node.labels.zone==mars", testimage.V1)
 	defer s.docker(t, m, "service", "rm", "nowhere")
 	const want = "scheduling constraints not satisfied on 5 nodes"
 	eventually(t, 20*time.Second, "the task says why it is pending", func() string {
@@ -209,7 +211,7 @@ func testExplains(t *testing.T, s *swarm, m string) {
 
 func testHostPort(t *testing.T, s *swarm, m string) {
 	s.docker(t, m, "service", "create", "--name", "port", "--mode", "global", "--constraint", "node.role==worker",
-		"--publish", "mode=host,published=8088,target=80", testImage, "serve", ":80")
+		"--publish", "mode=host,published=8088,target=80", testimage.V1, "serve", ":80")
 	defer s.docker(t, m, "service", "rm", "port")
 	for _, w := range s.byRole("worker") {
 		out := run(t, skepBinary(t), "dev", "exec", "--name", s.name, m, "--", "curl", "-sS", "--max-time", "5", "http://"+s.node(t, w).Addr+":8088/")
@@ -217,7 +219,7 @@ func testHostPort(t *testing.T, s *swarm, m string) {
 			t.Errorf("nothing answered on %s:8088", w)
 		}
 	}
-	out, err := s.tryDocker(t, 20*time.Second, m, "service", "create", "--detach", "--name", "mesh", "--publish", "8089:80", testImage)
+	out, err := s.tryDocker(t, 20*time.Second, m, "service", "create", "--detach", "--name", "mesh", "--publish", "8089:80", testimage.V1)
 	if err == nil {
 		t.Errorf("an ingress port was accepted: %s", out)
 		s.docker(t, m, "service", "rm", "mesh")
@@ -225,7 +227,7 @@ func testHostPort(t *testing.T, s *swarm, m string) {
 }
 
 func testExecAndLogs(t *testing.T, s *swarm, m string) {
-	s.docker(t, m, "service", "create", "--name", "talk", "--replicas", "3", testImage, "log")
+	s.docker(t, m, "service", "create", "--name", "talk", "--replicas", "3", testimage.V1, "log")
 	defer s.docker(t, m, "service", "rm", "talk")
 	for _, from := range s.byRole("manager") {
 		out := s.docker(t, from, "service", "logs", "--tail", "2", "talk")
@@ -255,7 +257,7 @@ func testExecAndLogs(t *testing.T, s *swarm, m string) {
 
 func testSecrets(t *testing.T, s *swarm, m string) {
 	run(t, "sh", "-c", fmt.Sprintf("printf canary-of-the-secret | docker -H unix://%s secret create password -", s.node(t, m).Socket))
-	s.docker(t, m, "service", "create", "--name", "vault", "--secret", "password", testImage)
+	s.docker(t, m, "service", "create", "--name", "vault", "--secret", "password", testimage.V1)
 	up := s.wantRunning(t, m, "vault", 1, 30*time.Second)
 	container := s.docker(t, up[0].Node, "ps", "-q", "--filter", "label=com.docker.swarm.task.id="+up[0].ID)
 	if out := s.docker(t, up[0].Node, "exec", container, "cat", "/run/secrets/password"); out != "canary-of-the-secret" {
@@ -292,7 +294,7 @@ func testDrain(t *testing.T, s *swarm, m string) {
 // testDaemonKilled kills the daemon alone: its tasks must not notice.
 func testDaemonKilled(t *testing.T, s *swarm, m string) {
 	w := s.byRole("worker")[1]
-	s.docker(t, m, "service", "create", "--name", "steady", "--constraint", "node.hostname=="+w, testImage, "log")
+	s.docker(t, m, "service", "create", "--name", "steady", "--constraint", "node.hostname=="+w, testimage.V1, "log")
 	defer s.docker(t, m, "service", "rm", "steady")
 	before := s.wantRunning(t, m, "steady", 1, 30*time.Second)[0]
 	container := s.docker(t, w, "ps", "-q", "--no-trunc", "--filter", "name=steady")
@@ -458,7 +460,7 @@ func testQuorumLost(t *testing.T, s *swarm, m string) {
 		s.dev(t, "kill", n)
 	}
 	eventually(t, 60*time.Second, "writes are refused clearly", func() string {
-		_, err := s.tryDocker(t, 40*time.Second, m, "service", "create", "--detach", "--name", "late", testImage)
+		_, err := s.tryDocker(t, 40*time.Second, m, "service", "create", "--detach", "--name", "late", testimage.V1)
 		if err == nil {
 			t.Fatal("a write was accepted without a quorum")
 		}

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/skep-dev/skep/e2e/testimage"
 )
 
 // swarm is a `skep dev` swarm under test.
@@ -156,25 +158,26 @@ func (s *swarm) tryDocker(t *testing.T, timeout time.Duration, node string, args
 func (s *swarm) loadImages(t *testing.T) {
 	t.Helper()
 	archive := filepath.Join(t.TempDir(), "images.tar")
-	writeImages(t, archive)
+	if err := testimage.Write(t.Context(), archive); err != nil {
+		t.Fatal(err)
+	}
 	for _, n := range s.nodes {
 		s.docker(t, n.Name, "load", "-i", archive)
 	}
 }
 
 // eventually waits until ok returns "" and fails with its last answer after timeout.
-func eventually(t *testing.T, timeout time.Duration, what string, ok func() string) time.Duration {
+func eventually(t *testing.T, timeout time.Duration, what string, ok func() string) {
 	t.Helper()
 	begin := time.Now()
 	last := ""
 	for time.Since(begin) < timeout {
 		if last = ok(); last == "" {
-			return time.Since(begin)
+			return
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 	t.Fatalf("%s: not within %s: %s", what, timeout, last)
-	return 0
 }
 
 // task is one line of `docker service ps`.

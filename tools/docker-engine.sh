@@ -2,7 +2,8 @@
 # Fetches Debian's Docker Engine and its containerd into DIR without installing or starting them:
 # the comparison of bench and the docker client of e2e where the machine has none.
 set -euo pipefail
-dir=${1:?usage: docker-engine.sh DIR}
+mkdir -p "${1:?usage: docker-engine.sh DIR}"
+dir=$(cd "$1" && pwd)
 if [ -x "$dir/usr/sbin/dockerd" ] && [ -x "$dir/usr/bin/containerd" ]; then exit 0; fi
 mkdir -p "$dir"
 work=$(mktemp -d)

@@ -58,7 +58,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Is reports whether target is an *Error of the same kind with the same text or none.
 func (e *Error) Is(target error) bool {
-	t, ok := target.(*Error) //nolint:errorlint // Is compares with the target itself
+	t, ok := target.(*Error)
 	return ok && t.Kind == e.Kind && (t.Text == "" || t.Text == e.Text)
 }
 
@@ -85,10 +85,10 @@ func KindOf(err error) Kind {
 }
 
 // ErrSequence is the conflict that Docker clients look for by its text.
-var ErrSequence = &Error{Kind: Conflict, Text: "update out of sequence"} //nolint:gochecknoglobals // a constant in effect
+var ErrSequence = &Error{Kind: Conflict, Text: "update out of sequence"}
 
 // ErrNoLeader is what every write answers while the swarm has no leader.
-var ErrNoLeader = &Error{ //nolint:gochecknoglobals // a constant in effect
+var ErrNoLeader = &Error{
 	Kind: Unavailable,
 	Text: "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the managers are online.",
 }

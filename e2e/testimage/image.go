@@ -1,13 +1,16 @@
-package e2e
+// Package testimage makes the image that end-to-end tests and benchmarks run: busybox and
+// testapp, without a registry. It keeps no state.
+package testimage
 
 import (
 	"archive/tar"
 	"bytes"
+	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -18,58 +21,55 @@ import (
 
 // Tags of the test image; all but their labels are the same.
 const (
-	testImage   = "skep.test/app:1"
-	testImageV2 = "skep.test/app:2"
+	V1 = "skep.test/app:1"
+	V2 = "skep.test/app:2"
 )
 
-// writeImages writes an archive for `docker load` with both tags: busybox and testapp.
-func writeImages(t *testing.T, file string) {
-	t.Helper()
-	app := filepath.Join(t.TempDir(), "testapp")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", app, "./testapp")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+// Write writes an archive for `docker load` with both tags to file. It needs the go
+// command and /bin/busybox.
+func Write(ctx context.Context, file string) error {
+	dir, err := os.MkdirTemp("", "testimage")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	app := filepath.Join(dir, "testapp")
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", app, "github.com/skep-dev/skep/e2e/testapp")
+	build.Env = append(build.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build testapp: %v\n%s", err, out)
+		return fmt.Errorf("build testapp: %w\n%s", err, out)
 	}
 	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return rootFS(app) })
 	if err != nil {
-		t.Fatal(err)
+		return fmt.Errorf("make layer: %w", err)
 	}
 	images := map[name.Tag]v1.Image{}
-	for _, ref := range []string{testImage, testImageV2} {
+	for _, ref := range []string{V1, V2} {
 		img, err := mutate.AppendLayers(empty.Image, layer)
 		if err != nil {
-			t.Fatal(err)
+			return fmt.Errorf("make image %s: %w", ref, err)
 		}
-		img, err = mutate.ConfigFile(img, configFile(t, img, ref))
+		config, err := img.ConfigFile()
 		if err != nil {
-			t.Fatal(err)
+			return fmt.Errorf("make image %s: %w", ref, err)
+		}
+		config = config.DeepCopy()
+		config.Architecture, config.OS = "amd64", "linux"
+		config.Config = v1.Config{
+			Entrypoint: []string{"/bin/testapp"},
+			Env:        []string{"PATH=/bin"},
+			Labels:     map[string]string{"ref": ref},
+		}
+		if img, err = mutate.ConfigFile(img, config); err != nil {
+			return fmt.Errorf("make image %s: %w", ref, err)
 		}
 		tag, err := name.NewTag(ref)
 		if err != nil {
-			t.Fatal(err)
+			return fmt.Errorf("make image %s: %w", ref, err)
 		}
 		images[tag] = img
 	}
-	if err := tarball.MultiWriteToFile(file, images); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func configFile(t *testing.T, img v1.Image, ref string) *v1.ConfigFile {
-	t.Helper()
-	c, err := img.ConfigFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c = c.DeepCopy()
-	c.Architecture, c.OS = "amd64", "linux"
-	c.Config = v1.Config{
-		Entrypoint: []string{"/bin/testapp"},
-		Env:        []string{"PATH=/bin"},
-		Labels:     map[string]string{"ref": ref},
-	}
-	return c
+	return tarball.MultiWriteToFile(file, images)
 }
 
 // rootFS returns a layer with busybox, its usual applets and the test program.
