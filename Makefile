@@ -64,10 +64,11 @@ race: ## unit tests under the race detector (needs cgo)
 
 .PHONY: e2e
 e2e: build ## end-to-end tests: real daemons, containers, namespaces and docker client (root)
-	$(GO) test -count=1 -timeout 50m -v -run '$(RUN)' ./e2e
+	@command -v docker >/dev/null || ./tools/docker-engine.sh $(BIN)/docker-engine
+	PATH="$$PATH:$(CURDIR)/$(BIN)/docker-engine/usr/bin" $(GO) test -count=1 -timeout 50m -v -run '$(RUN)' ./e2e
 
 .PHONY: bench
-bench: build ## print the benchmark table and write bench/results (root)
+bench: deps build ## print the benchmark table and write bench/results (root)
 	$(GO) run ./bench -bin $(BIN)
 
 .PHONY: fuzz

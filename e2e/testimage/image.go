@@ -81,12 +81,12 @@ func rootFS(app string) (io.ReadCloser, error) {
 			return nil, err
 		}
 	}
-	for path, source := range map[string]string{"bin/busybox": "/bin/busybox", "bin/testapp": app} {
-		data, err := os.ReadFile(source)
+	for _, file := range []struct{ path, source string }{{"bin/busybox", "/bin/busybox"}, {"bin/testapp", app}} {
+		data, err := os.ReadFile(file.source)
 		if err != nil {
 			return nil, err
 		}
-		if err := w.WriteHeader(&tar.Header{Name: path, Mode: 0o755, Size: int64(len(data))}); err != nil {
+		if err := w.WriteHeader(&tar.Header{Name: file.path, Mode: 0o755, Size: int64(len(data))}); err != nil {
 			return nil, err
 		}
 		if _, err := w.Write(data); err != nil {
