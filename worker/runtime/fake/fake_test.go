@@ -19,11 +19,11 @@ func TestLifeByScript(t *testing.T) {
 		if _, _, err := e.Create(ctx, runtime.CreateOptions{Config: &container.Config{Image: "absent"}}); model.KindOf(err) != model.NotFound {
 			t.Fatalf("create from absent image: %v", err)
 		}
-		id, _, err := e.Create(ctx, runtime.CreateOptions{Name: "a", Config: &container.Config{Image: "web:1", Cmd: []string{"print hello; exit 3 after 2s"}}})
+		id, _, err := e.Create(ctx, runtime.CreateOptions{Name: "ab", Config: &container.Config{Image: "web:1", Cmd: []string{"print hello; exit 3 after 2s"}}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		done, err := e.Wait(ctx, "a", container.WaitConditionNextExit)
+		done, err := e.Wait(ctx, "ab", container.WaitConditionNextExit)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -35,7 +35,7 @@ func TestLifeByScript(t *testing.T) {
 			t.Fatalf("ended with %+v after %v", r, time.Since(start))
 		}
 		var log string
-		err = e.Logs(ctx, "a", runtime.LogOptions{Stdout: true, Tail: -1}, func(l runtime.LogLine) error { log += string(l.Data); return nil })
+		err = e.Logs(ctx, "ab", runtime.LogOptions{Stdout: true, Tail: -1}, func(l runtime.LogLine) error { log += string(l.Data); return nil })
 		if err != nil || log != "hello\n" {
 			t.Fatalf("log %q, %v", log, err)
 		}

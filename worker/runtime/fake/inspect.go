@@ -44,13 +44,17 @@ func (e *Engine) List(context.Context) ([]*container.InspectResponse, error) {
 }
 
 func (e *Engine) inspect(c *record) *container.InspectResponse {
-	argv := append(docker.Argv(c.config), "")
+	argv := docker.Argv(c.config)
+	path, args := "", []string{}
+	if len(argv) > 0 {
+		path, args = argv[0], argv[1:]
+	}
 	host := *c.host
 	r := &container.InspectResponse{
 		ID:      c.id,
 		Created: stamp(c.created),
-		Path:    argv[0],
-		Args:    argv[1 : len(argv)-1 : len(argv)-1],
+		Path:    path,
+		Args:    args,
 		State: &container.State{
 			Status: c.status, Running: c.running(), Paused: c.status == container.StatePaused,
 			Restarting: c.status == container.StateRestarting,
@@ -64,9 +68,6 @@ func (e *Engine) inspect(c *record) *container.InspectResponse {
 			Ports:    portMap(c.ports),
 			Networks: map[string]*network.EndpointSettings{},
 		},
-	}
-	if len(argv) == 1 {
-		r.Args = []string{}
 	}
 	switch mode := string(host.NetworkMode); mode {
 	case "", "default":
