@@ -1,0 +1,212 @@
+package replica
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/skep-dev/skep/core/store"
+	"github.com/skep-dev/skep/platform/disk"
+)
+
+// member is what the owner goroutine owns: raft, the log and the state. Nothing else
+// touches it.
+type member struct {
+	r       *Replica
+	id      uint64
+	raw     *raft.RawNode
+	storage *raft.MemoryStorage
+	log     *disk.Log
+
+	state   *store.Snapshot // after the entry applied
+	applied uint64          // index of the last entry applied
+	last    uint64          // index of the last entry of the log, proposals included
+	conf    *raftpb.ConfState
+
+	term     uint64
+	isLeader bool
+	leadFrom uint64          // the no-op of this term; we lead once it is applied
+	head     *store.Snapshot // state and everything in flight; nil when not leading
+	pending  []*pending      // by index
+
+	requestID uint64
+	snap      snapshots
+	removed   bool // by the swarm: stop
+	failure   error
+}
+
+// Run takes part in raft until ctx ends, which returns nil, or until this member is
+// removed, which returns ErrRemoved. Any other error means that the member cannot go on.
+// Run may be called once.
+func (r *Replica) Run(ctx context.Context) error {
+	defer close(r.stopped)
+	defer r.peers.close()
+	m, err := r.start(ctx)
+	if err != nil {
+		return err
+	}
+	defer m.close()
+	close(r.ready)
+	return m.loop(ctx)
+}
+
+func (m *member) close() {
+	close(m.r.stopping)
+	m.snap.wait.Wait()
+	m.dropPending()
+	m.r.publishStatus(0, m.term, false)
+	if err := m.log.Close(); err != nil {
+		m.r.cfg.Log.Warn("close raft log", slog.Any("error", err))
+	}
+}
+
+func (m *member) loop(ctx context.Context) error {
+	ticker := time.NewTicker(m.r.cfg.TickInterval)
+	defer ticker.Stop()
+	for {
+		for m.raw.HasReady() && m.failure == nil {
+			m.failure = m.handleReady()
+		}
+		switch {
+		case m.failure != nil:
+			return m.failure
+		case m.removed:
+			return ErrRemoved
+		}
+		updates := m.r.updates
+		if len(m.pending) >= maxPending {
+			updates = nil // callers wait
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			m.raw.Tick()
+		case msg := <-m.r.inbox:
+			m.step(msg)
+			m.stepQueued()
+		case u := <-updates:
+			m.propose(collect(u, updates))
+		case f := <-m.r.calls:
+			f(m)
+		case <-m.r.cfg.Keys.RotationWanted():
+			m.failure = m.beginRotation()
+		}
+	}
+}
+
+// collect takes what else is queued, so that one write to disk serves many updates.
+func collect(first *update, queue <-chan *update) []*update {
+	batch := []*update{first}
+	for len(batch) < maxBatch {
+		select {
+		case u := <-queue:
+			batch = append(batch, u)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// stepQueued steps what else was received, so that one write to disk serves many messages.
+func (m *member) stepQueued() {
+	for range inboxSize {
+		select {
+		case msg := <-m.r.inbox:
+			m.step(msg)
+		default:
+			return
+		}
+	}
+}
+
+func (m *member) step(msg *raftpb.Message) {
+	if err := m.raw.Step(msg); err != nil {
+		m.r.cfg.Log.Debug("step raft message", slog.String("type", msg.GetType().String()), slog.Any("error", err))
+	}
+}
+
+// handleReady does what raft asks for: make durable, send, apply.
+func (m *member) handleReady() error {
+	rd := m.raw.Ready()
+	m.noteRole(rd)
+	if m.isLeader {
+		m.send(rd.Messages) // beside our own write: followers write at the same time
+	}
+	if !raft.IsEmptySnap(rd.Snapshot) {
+		if err := m.saveReceived(rd.Snapshot); err != nil {
+			return err
+		}
+	}
+	if err := m.log.Save(rd.HardState, rd.Entries); err != nil {
+		return err
+	}
+	if err := m.remember(rd); err != nil {
+		return err
+	}
+	if !m.isLeader {
+		m.send(rd.Messages)
+	}
+	if !raft.IsEmptySnap(rd.Snapshot) {
+		if err := m.restore(rd.Snapshot); err != nil {
+			return err
+		}
+	}
+	if err := m.apply(rd.CommittedEntries); err != nil {
+		return err
+	}
+	m.raw.Advance(rd)
+	m.notePublished()
+	return m.maybeSnapshot()
+}
+
+// noteRole gives up what is in flight when the term or the role changed.
+func (m *member) noteRole(rd raft.Ready) {
+	st := m.raw.BasicStatus()
+	leads := st.RaftState == raft.StateLeader
+	if leads && m.isLeader && st.GetTerm() == m.term {
+		return
+	}
+	if m.isLeader {
+		m.dropPending()
+	}
+	if leads {
+		// The entries of this Ready end with the no-op of the new term.
+		m.leadFrom = rd.Entries[len(rd.Entries)-1].GetIndex()
+		m.head = nil
+	}
+	m.isLeader, m.term = leads, st.GetTerm()
+}
+
+// remember puts into memory what was made durable.
+func (m *member) remember(rd raft.Ready) error {
+	if !raft.IsEmptySnap(rd.Snapshot) {
+		if err := m.storage.ApplySnapshot(rd.Snapshot); err != nil {
+			return err
+		}
+		m.last = rd.Snapshot.GetMetadata().GetIndex()
+	}
+	if rd.HardState != nil {
+		if err := m.storage.SetHardState(rd.HardState); err != nil {
+			return err
+		}
+	}
+	if n := len(rd.Entries); n > 0 {
+		m.last = rd.Entries[n-1].GetIndex()
+	}
+	return m.storage.Append(rd.Entries)
+}
+
+// notePublished tells others who leads; they may write once the no-op of the term, and so
+// everything before it, is applied.
+func (m *member) notePublished() {
+	st := m.raw.BasicStatus()
+	if m.isLeader && m.head == nil && m.applied >= m.leadFrom {
+		m.head = m.state
+	}
+	m.r.publishStatus(st.Lead, m.term, m.isLeader && m.head != nil)
+}

@@ -1,0 +1,227 @@
+package replica
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/skep-dev/skep/api"
+)
+
+const (
+	// peerQueue bounds the messages waiting for one peer. Further ones are dropped and the
+	// peer is reported unreachable; raft repeats what matters.
+	peerQueue = 4096
+	// sendWatchdog ends a call that makes no progress.
+	sendWatchdog = 2 * time.Second
+	// maxMessage is the most that a receiver takes in one gRPC message.
+	maxMessage = 4 << 20
+	// redialAfter is how often a connection that fails is tried again at once.
+	redialAfter = 250 * time.Millisecond
+)
+
+// transport holds the connections to the other members. set and send belong to the owner.
+type transport struct {
+	r     *Replica
+	ctx   context.Context //nolint:containedctx // the life of the peers' goroutines
+	stop  context.CancelFunc
+	group sync.WaitGroup
+
+	mu    sync.Mutex
+	peers map[uint64]*peer
+}
+
+type peer struct {
+	t        *transport
+	id       uint64
+	addr     string
+	queue    chan *raftpb.Message
+	stop     context.CancelFunc
+	isActive atomic.Bool
+	snapping atomic.Bool // a snapshot is on its way
+}
+
+func newTransport(r *Replica) *transport {
+	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // ended by close
+	return &transport{r: r, ctx: ctx, stop: stop, peers: make(map[uint64]*peer)}
+}
+
+// close ends all connections and waits for their goroutines.
+func (t *transport) close() {
+	t.stop()
+	t.group.Wait()
+}
+
+// active reports whether the last message to a member arrived.
+func (t *transport) active(id uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peers[id]
+	return p != nil && p.isActive.Load()
+}
+
+// set makes the peers those of a roster.
+func (t *transport) set(ros *roster) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id, p := range t.peers {
+		if m := ros.members[id]; m == nil || m.GetAddr() != p.addr {
+			p.stop()
+			delete(t.peers, id)
+		}
+	}
+	for id, m := range ros.members {
+		if id == ros.self || t.peers[id] != nil {
+			continue
+		}
+		ctx, stop := context.WithCancel(t.ctx)
+		p := &peer{t: t, id: id, addr: m.GetAddr(), queue: make(chan *raftpb.Message, peerQueue), stop: stop}
+		t.peers[id] = p
+		t.group.Go(func() { p.run(ctx) })
+	}
+}
+
+// send queues messages for their receivers and never blocks.
+func (m *member) send(msgs []*raftpb.Message) {
+	for _, msg := range msgs {
+		if msg.GetTo() == m.id || msg.GetType() == raftpb.MsgProp {
+			continue
+		}
+		if msg.GetType() == raftpb.MsgSnap {
+			// The receiver must know the members of now, not those of the snapshot's time.
+			msg = proto.CloneOf(msg)
+			msg.Snapshot.Metadata.ConfState = proto.CloneOf(m.conf)
+		}
+		m.r.peers.mu.Lock()
+		p := m.r.peers.peers[msg.GetTo()]
+		m.r.peers.mu.Unlock()
+		if p == nil {
+			continue
+		}
+		select {
+		case p.queue <- msg:
+		default:
+			m.raw.ReportUnreachable(msg.GetTo())
+			if msg.GetType() == raftpb.MsgSnap {
+				m.raw.ReportSnapshot(msg.GetTo(), raft.SnapshotFailure)
+			}
+		}
+	}
+}
+
+// run sends what is queued, in order, until ctx ends.
+func (p *peer) run(ctx context.Context) {
+	conn, err := p.t.r.cfg.Dial(ctx, p.addr)
+	if err != nil {
+		p.t.r.cfg.Log.Error("connect to manager", slog.String("addr", p.addr), slog.Any("error", err))
+		return
+	}
+	defer conn.Close() //nolint:errcheck // nothing is lost
+	defer p.isActive.Store(false)
+	var snapshots sync.WaitGroup
+	defer snapshots.Wait()
+	var redialed time.Time
+	for {
+		var msg *raftpb.Message
+		select {
+		case msg = <-p.queue:
+		case <-ctx.Done():
+			return
+		}
+		if msg.GetType() == raftpb.MsgSnap {
+			// Beside the rest, for it takes long and heartbeats must not wait.
+			snapshots.Go(func() { p.deliver(ctx, conn, msg) })
+			continue
+		}
+		if !p.deliver(ctx, conn, msg) && time.Since(redialed) > redialAfter {
+			redialed = time.Now()
+			conn.ResetConnectBackoff()
+		}
+	}
+}
+
+// deliver sends one message and tells the owner how it went.
+func (p *peer) deliver(ctx context.Context, conn *grpc.ClientConn, msg *raftpb.Message) bool {
+	err := sendMessage(ctx, api.NewRaftClient(conn), msg)
+	p.isActive.Store(err == nil)
+	if err == nil {
+		if msg.GetType() == raftpb.MsgSnap {
+			p.tell(ctx, func(m *member) { m.raw.ReportSnapshot(p.id, raft.SnapshotFinish) })
+		}
+		return true
+	}
+	if ctx.Err() != nil {
+		return false
+	}
+	p.t.r.cfg.Log.Debug("send raft message", slog.String("raft_id", fmt.Sprintf("%x", p.id)), slog.Any("error", err))
+	removed := status.Code(err) == codes.NotFound && status.Convert(err).Message() == ErrRemoved.Error()
+	p.tell(ctx, func(m *member) {
+		m.removed = m.removed || removed
+		m.raw.ReportUnreachable(p.id)
+		if msg.GetType() == raftpb.MsgSnap {
+			m.raw.ReportSnapshot(p.id, raft.SnapshotFailure)
+		}
+	})
+	return false
+}
+
+func (p *peer) tell(ctx context.Context, f func(*member)) {
+	select {
+	case p.t.r.calls <- f:
+	case <-ctx.Done():
+	}
+}
+
+// sendMessage makes one call for one message, as SwarmKit's members do.
+func sendMessage(ctx context.Context, client api.RaftClient, msg *raftpb.Message) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watchdog := time.AfterFunc(sendWatchdog, cancel)
+	defer watchdog.Stop()
+	stream, err := client.StreamRaftMessage(ctx)
+	if err == nil {
+		for _, part := range split(msg) {
+			if err = stream.Send(&api.StreamRaftMessageRequest{Message: part}); err != nil {
+				break // the reason comes with the answer
+			}
+			watchdog.Reset(sendWatchdog)
+		}
+		_, err = stream.CloseAndRecv()
+	}
+	if status.Code(err) == codes.Unimplemented {
+		_, err = client.ProcessRaftMessage(ctx, &api.ProcessRaftMessageRequest{Message: msg})
+	}
+	return err
+}
+
+// split cuts a snapshot into messages that a receiver takes; each repeats all but the data.
+func split(msg *raftpb.Message) []*raftpb.Message {
+	size := proto.Size(&api.StreamRaftMessageRequest{Message: msg})
+	if msg.GetType() != raftpb.MsgSnap || size <= maxMessage {
+		return []*raftpb.Message{msg}
+	}
+	data := msg.GetSnapshot().GetData()
+	piece := maxMessage - (size - len(data))
+	var parts []*raftpb.Message
+	for len(data) > 0 {
+		n := min(piece, len(data))
+		head := &raftpb.Message{
+			Type: msg.Type, To: msg.To, From: msg.From, Term: msg.Term, LogTerm: msg.LogTerm, Index: msg.Index,
+			Commit: msg.Commit, Reject: msg.Reject, RejectHint: msg.RejectHint, Context: msg.Context,
+			Snapshot: &raftpb.Snapshot{Metadata: msg.GetSnapshot().GetMetadata(), Data: data[:n]},
+		}
+		parts = append(parts, head)
+		data = data[n:]
+	}
+	return parts
+}
