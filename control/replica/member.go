@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -49,6 +50,9 @@ func (r *Replica) Run(ctx context.Context) error {
 		return err
 	}
 	defer m.close()
+	if err := m.beginRotation(); err != nil { // requested while we were not running
+		return err
+	}
 	close(r.ready)
 	return m.loop(ctx)
 }
@@ -66,7 +70,7 @@ func (m *member) close() {
 func (m *member) loop(ctx context.Context) error {
 	ticker := time.NewTicker(m.r.cfg.TickInterval)
 	defer ticker.Stop()
-	for {
+	for first := true; ; first = false {
 		for m.raw.HasReady() && m.failure == nil {
 			m.failure = m.handleReady()
 		}
@@ -75,6 +79,12 @@ func (m *member) loop(ctx context.Context) error {
 			return m.failure
 		case m.removed:
 			return ErrRemoved
+		}
+		if first && m.alone() { // nobody to wait for
+			if err := m.raw.Campaign(); err != nil {
+				return fmt.Errorf("start raft: %w", err)
+			}
+			continue
 		}
 		updates := m.r.updates
 		if len(m.pending) >= maxPending {
@@ -96,6 +106,12 @@ func (m *member) loop(ctx context.Context) error {
 			m.failure = m.beginRotation()
 		}
 	}
+}
+
+// alone reports whether this is the only member.
+func (m *member) alone() bool {
+	voters := m.conf.GetVoters()
+	return len(voters) == 1 && voters[0] == m.id
 }
 
 // collect takes what else is queued, so that one write to disk serves many updates.

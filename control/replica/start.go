@@ -42,7 +42,7 @@ func (r *Replica) bootstrap() (*member, error) {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
 	m.setRoster(newRoster(m.id))
-	return m, m.raw.Campaign()
+	return m, nil
 }
 
 // join starts a member of the swarm that cfg.JoinAddr manages.
@@ -95,6 +95,12 @@ func (m *member) continueFrom(ctx context.Context, loaded *disk.Loaded) error {
 		ros = m.r.members.Load().clone()
 	}
 	hard := raiseState(loaded.HardState, loaded.Snapshot)
+	if m.r.cfg.ForceNewCluster {
+		if err := m.forceAlone(loaded, hard); err != nil {
+			return err
+		}
+		ros = alone(ros)
+	}
 	if err := m.storage.SetHardState(hard); err != nil {
 		return fmt.Errorf("restore raft state: %w", err)
 	}
@@ -103,9 +109,6 @@ func (m *member) continueFrom(ctx context.Context, loaded *disk.Loaded) error {
 	}
 	if n := len(loaded.Entries); n > 0 {
 		m.last = loaded.Entries[n-1].GetIndex()
-	}
-	if m.r.cfg.ForceNewCluster {
-		return errors.New("force new cluster: not yet")
 	}
 	noteRemoved(ros, loaded.Entries, hard.GetCommit())
 	if m.r.cfg.JoinAddr != "" { // tells the leader our address, which may have changed

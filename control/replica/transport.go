@@ -28,6 +28,9 @@ const (
 	maxMessage = 4 << 20
 	// redialAfter is how often a connection that fails is tried again at once.
 	redialAfter = 250 * time.Millisecond
+	// maxResolving bounds the unknown members asked for at a time. Further ones wait for
+	// raft to repeat.
+	maxResolving = 16
 )
 
 // transport holds the connections to the other members. set and send belong to the owner.
@@ -37,8 +40,9 @@ type transport struct {
 	stop  context.CancelFunc
 	group sync.WaitGroup
 
-	mu    sync.Mutex
-	peers map[uint64]*peer
+	mu        sync.Mutex
+	peers     map[uint64]*peer
+	resolving map[uint64]bool
 }
 
 type peer struct {
@@ -47,13 +51,14 @@ type peer struct {
 	addr     string
 	queue    chan *raftpb.Message
 	stop     context.CancelFunc
+	hearsay  bool // not in our log yet
 	isActive atomic.Bool
-	snapping atomic.Bool // a snapshot is on its way
+	conn     atomic.Pointer[grpc.ClientConn] // nil until dialed
 }
 
 func newTransport(r *Replica) *transport {
 	ctx, stop := context.WithCancel(context.Background()) //nolint:forbidigo // ended by close
-	return &transport{r: r, ctx: ctx, stop: stop, peers: make(map[uint64]*peer)}
+	return &transport{r: r, ctx: ctx, stop: stop, peers: make(map[uint64]*peer), resolving: make(map[uint64]bool)}
 }
 
 // close ends all connections and waits for their goroutines.
@@ -70,25 +75,82 @@ func (t *transport) active(id uint64) bool {
 	return p != nil && p.isActive.Load()
 }
 
-// set makes the peers those of a roster.
+func (t *transport) get(id uint64) *peer {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.peers[id]
+}
+
+// set makes the peers those of a roster. Peers that others told of stay until they are
+// removed.
 func (t *transport) set(ros *roster) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for id, p := range t.peers {
-		if m := ros.members[id]; m == nil || m.GetAddr() != p.addr {
+		m := ros.members[id]
+		if ros.removed[id] || m == nil && !p.hearsay || m != nil && m.GetAddr() != p.addr {
 			p.stop()
 			delete(t.peers, id)
 		}
 	}
 	for id, m := range ros.members {
-		if id == ros.self || t.peers[id] != nil {
+		if id != ros.self && t.peers[id] == nil {
+			t.add(id, m.GetAddr(), false)
+		}
+	}
+}
+
+// add begins to send to a member. The caller holds mu.
+func (t *transport) add(id uint64, addr string, hearsay bool) {
+	ctx, stop := context.WithCancel(t.ctx)
+	p := &peer{
+		t: t, id: id, addr: addr, hearsay: hearsay, stop: stop,
+		queue: make(chan *raftpb.Message, peerQueue),
+	}
+	t.peers[id] = p
+	t.group.Go(func() { p.run(ctx) })
+}
+
+// resolve asks the other members for the address of one that is not in our log yet, such as
+// a leader that joined while we were away. Until there is an answer its messages are
+// dropped; raft repeats them.
+func (t *transport) resolve(id uint64) {
+	ros := t.r.members.Load()
+	if ros.removed[id] || id == ros.self {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.resolving[id] || len(t.resolving) >= maxResolving {
+		return
+	}
+	t.resolving[id] = true
+	t.group.Go(func() {
+		addr := t.ask(ros, id)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.resolving, id)
+		if addr != "" && t.peers[id] == nil && !t.r.members.Load().removed[id] {
+			t.add(id, addr, true)
+		}
+	})
+}
+
+// ask returns the address of a member as the first who knows it says, or "".
+func (t *transport) ask(ros *roster, id uint64) string {
+	ctx, cancel := context.WithTimeout(t.ctx, sendWatchdog)
+	defer cancel()
+	for _, other := range ros.ids() {
+		p := t.get(other)
+		if p == nil || p.conn.Load() == nil {
 			continue
 		}
-		ctx, stop := context.WithCancel(t.ctx)
-		p := &peer{t: t, id: id, addr: m.GetAddr(), queue: make(chan *raftpb.Message, peerQueue), stop: stop}
-		t.peers[id] = p
-		t.group.Go(func() { p.run(ctx) })
+		res, err := api.NewRaftClient(p.conn.Load()).ResolveAddress(ctx, &api.ResolveAddressRequest{RaftId: id})
+		if err == nil {
+			return res.GetAddr()
+		}
 	}
+	return ""
 }
 
 // send queues messages for their receivers and never blocks.
@@ -99,13 +161,13 @@ func (m *member) send(msgs []*raftpb.Message) {
 		}
 		if msg.GetType() == raftpb.MsgSnap {
 			// The receiver must know the members of now, not those of the snapshot's time.
-			msg = proto.CloneOf(msg)
-			msg.Snapshot.Metadata.ConfState = proto.CloneOf(m.conf)
+			meta := proto.CloneOf(msg.GetSnapshot().GetMetadata())
+			meta.ConfState = proto.CloneOf(m.conf)
+			msg = withSnapshot(msg, &raftpb.Snapshot{Metadata: meta, Data: msg.GetSnapshot().GetData()})
 		}
-		m.r.peers.mu.Lock()
-		p := m.r.peers.peers[msg.GetTo()]
-		m.r.peers.mu.Unlock()
+		p := m.r.peers.get(msg.GetTo())
 		if p == nil {
+			m.r.peers.resolve(msg.GetTo())
 			continue
 		}
 		select {
@@ -127,7 +189,10 @@ func (p *peer) run(ctx context.Context) {
 		return
 	}
 	defer conn.Close() //nolint:errcheck // nothing is lost
+	p.conn.Store(conn)
 	defer p.isActive.Store(false)
+	_, err = api.NewHealthClient(conn).Check(ctx, &api.HealthCheckRequest{Service: HealthRaft})
+	p.isActive.Store(err == nil)
 	var snapshots sync.WaitGroup
 	defer snapshots.Wait()
 	var redialed time.Time
@@ -215,13 +280,19 @@ func split(msg *raftpb.Message) []*raftpb.Message {
 	var parts []*raftpb.Message
 	for len(data) > 0 {
 		n := min(piece, len(data))
-		head := &raftpb.Message{
-			Type: msg.Type, To: msg.To, From: msg.From, Term: msg.Term, LogTerm: msg.LogTerm, Index: msg.Index,
-			Commit: msg.Commit, Reject: msg.Reject, RejectHint: msg.RejectHint, Context: msg.Context,
-			Snapshot: &raftpb.Snapshot{Metadata: msg.GetSnapshot().GetMetadata(), Data: data[:n]},
-		}
-		parts = append(parts, head)
+		parts = append(parts, withSnapshot(msg, &raftpb.Snapshot{
+			Metadata: msg.GetSnapshot().GetMetadata(),
+			Data:     data[:n],
+		}))
 		data = data[n:]
 	}
 	return parts
+}
+
+// withSnapshot returns a copy of a snapshot message with another snapshot in it.
+func withSnapshot(msg *raftpb.Message, s *raftpb.Snapshot) *raftpb.Message {
+	return &raftpb.Message{
+		Type: msg.Type, To: msg.To, From: msg.From, Term: msg.Term, LogTerm: msg.LogTerm, Index: msg.Index,
+		Commit: msg.Commit, Reject: msg.Reject, RejectHint: msg.RejectHint, Context: msg.Context, Snapshot: s,
+	}
 }
