@@ -1,0 +1,172 @@
+package compose
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/compose-spec/compose-go/v2/types"
+)
+
+// tree is the set of keys that are honoured. A nil tree honours everything below; the
+// key "*" stands for every name and "[]" for every element of a list.
+type tree map[string]tree
+
+func keys(names ...string) tree {
+	t := tree{}
+	for _, n := range names {
+		t[n] = nil
+	}
+	return t
+}
+
+// with adds sub-trees to a copy of t.
+func (t tree) with(name string, sub tree) tree {
+	out := maps.Clone(t)
+	out[name] = sub
+	return out
+}
+
+// supported returns the keys of the compose specification that become part of a stack.
+func supported() tree {
+	update := keys("parallelism", "delay", "failure_action", "monitor", "max_failure_ratio", "order")
+	deploy := keys("mode", "replicas", "labels", "endpoint_mode").
+		with("update_config", update).
+		with("rollback_config", update).
+		with("restart_policy", keys("condition", "delay", "max_attempts", "window")).
+		with("placement", keys("constraints", "max_replicas_per_node").with("preferences", tree{"[]": keys("spread")})).
+		with("resources", tree{
+			"limits":       keys("cpus", "memory", "pids"),
+			"reservations": keys("cpus", "memory", "generic_resources"),
+		})
+	file := keys("source", "target", "uid", "gid", "mode")
+	mount := keys("type", "source", "target", "read_only", "consistency").
+		with("bind", keys("propagation", "create_host_path", "recursive")).
+		with("volume", keys("labels", "nocopy", "subpath")).
+		with("tmpfs", keys("size", "mode"))
+	service := keys(
+		"image", "command", "entrypoint", "environment", "env_file", "labels", "label_file", "hostname", "user", "group_add",
+		"working_dir", "read_only", "init", "tty", "stdin_open", "cap_add", "cap_drop", "sysctls", "ulimits", "tmpfs", "security_opt",
+		"stop_signal", "stop_grace_period", "extra_hosts", "dns", "dns_search", "dns_opt", "restart", "scale", "profiles", "platform",
+		"cpus", "mem_limit", "mem_reservation", "memswap_limit", "mem_swappiness", "pids_limit", "oom_score_adj", "extends",
+	).
+		with("deploy", deploy).
+		with("healthcheck", keys("test", "interval", "timeout", "retries", "start_period", "start_interval", "disable")).
+		with("logging", keys("driver", "options")).
+		with("ports", tree{"[]": keys("name", "mode", "target", "published", "protocol")}).
+		with("volumes", tree{"[]": mount}).
+		with("configs", tree{"[]": file}).
+		with("secrets", tree{"[]": file}).
+		with("depends_on", tree{"*": keys("condition", "required")}).
+		with("networks", tree{"default": {}})
+	object := keys("name", "file", "environment", "content", "external", "labels", "template_driver")
+	return tree{
+		"name": nil, "version": nil, "include": nil,
+		"services": tree{"*": service},
+		"secrets":  tree{"*": object.with("driver", nil).with("driver_opts", nil)},
+		"configs":  tree{"*": object},
+		"volumes":  tree{"*": keys("name", "driver", "driver_opts", "labels", "external")},
+		"networks": tree{"default": keys("name")},
+	}
+}
+
+// why says more about keys that people often meet.
+func why(path string) string {
+	last := path[strings.LastIndex(path, ".")+1:]
+	switch {
+	case strings.Contains(path, "networks"), last == "links", last == "external_links", last == "expose":
+		return "overlay networks are not supported yet: services reach each other only through published ports"
+	case last == "network_mode":
+		return "only the node's local bridge is there yet"
+	case last == "build":
+		return "nodes run images, they do not build them: build and push the image, or load it on every node with `skep load`, and name it with image"
+	case last == "container_name":
+		return "every task's container has a name of its own"
+	case last == "host_ip":
+		return "a swarm publishes on all addresses of a node"
+	case last == "privileged", last == "devices", last == "gpus", last == "userns_mode", last == "pid", last == "ipc", last == "uts", last == "cgroup_parent":
+		return "services of a swarm do not have it"
+	case last == "selinux":
+		return "labels of bind mounts are not changed"
+	default:
+		return "not supported yet"
+	}
+}
+
+// check refuses every key of the model that has a value and would have no effect.
+func check(model map[string]any, project *types.Project) error {
+	var bad []string
+	walk(&bad, "", prune(model, project), supported())
+	slices.Sort(bad)
+	errs := make([]error, 0, len(bad))
+	for _, path := range slices.Compact(bad) {
+		errs = append(errs, fmt.Errorf("%s: %s", path, why(path)))
+	}
+	return errors.Join(errs...)
+}
+
+// prune leaves services out that no active profile selects.
+func prune(model map[string]any, project *types.Project) map[string]any {
+	out := maps.Clone(model)
+	services, ok := model["services"].(map[string]any)
+	if !ok {
+		return out
+	}
+	active := map[string]any{}
+	for name, s := range services {
+		if _, ok := project.Services[name]; ok {
+			active[name] = s
+		}
+	}
+	out["services"] = active
+	return out
+}
+
+func walk(bad *[]string, path string, value any, t tree) {
+	if t == nil {
+		return
+	}
+	switch v := value.(type) {
+	case map[string]any:
+		for name, below := range v {
+			at := strings.TrimPrefix(path+"."+name, ".")
+			sub, ok := t[name]
+			if !ok {
+				sub, ok = t["*"]
+			}
+			switch {
+			case strings.HasPrefix(name, "x-"): // a person's own key
+			case ok:
+				walk(bad, at, below, sub)
+			case !isZero(below) || below == nil && strings.HasSuffix(path, "networks"):
+				*bad = append(*bad, at)
+			}
+		}
+	case []any:
+		for i, below := range v {
+			walk(bad, fmt.Sprintf("%s[%d]", path, i), below, t["[]"])
+		}
+	}
+}
+
+// isZero reports whether a value asks for nothing.
+func isZero(value any) bool {
+	switch v := value.(type) {
+	case nil:
+		return true
+	case bool:
+		return !v
+	case string:
+		return v == ""
+	case int:
+		return v == 0
+	case []any:
+		return len(v) == 0
+	case map[string]any:
+		return len(v) == 0
+	default:
+		return false
+	}
+}

@@ -1,0 +1,176 @@
+package cli
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Where a daemon keeps things unless it is told otherwise.
+const (
+	DefaultDataRoot = "/var/lib/skep"
+	DefaultExecRoot = "/run/skep"
+	DefaultHost     = "unix:///run/skep/skep.sock"
+)
+
+// Daemon is the configuration of one daemon, as its flags say it.
+type Daemon struct {
+	// DataRoot keeps what must survive a reboot, ExecRoot what need not.
+	DataRoot, ExecRoot string
+	// Hosts are where the API listens: unix://PATH or tcp://HOST:PORT.
+	Hosts []string
+	// TLSCert, TLSKey and TLSCACert protect tcp hosts; with a CA certificate, clients
+	// must show a certificate signed by it.
+	TLSCert, TLSKey, TLSCACert string
+	// Containerd is the socket of a containerd to use; empty starts one of our own.
+	Containerd string
+	// Runtime is runc, crun or empty for the better one that works.
+	Runtime string
+	// AdvertiseAddr and ListenAddr are the defaults of swarm init and join.
+	AdvertiseAddr, ListenAddr string
+	// Labels are engine labels, each key=value.
+	Labels []string
+	// MetricsAddr serves /metrics in clear; empty serves none.
+	MetricsAddr string
+	// LogLevel is debug, info, warn or error; LogFormat is text or json.
+	LogLevel, LogFormat string
+	// StopTasks stops the tasks when the daemon stops.
+	StopTasks bool
+	// BridgeIP is the address and prefix of the local bridge; empty chooses one.
+	BridgeIP string
+	// CgroupParent is the cgroup above those of the containers.
+	CgroupParent string
+	// Insecure are registries spoken to without checking certificates.
+	Insecure []string
+}
+
+// flags declares the daemon's flags on fs.
+func (d *Daemon) flags(fs *pflag.FlagSet) {
+	fs.StringVar(&d.DataRoot, "data-root", DefaultDataRoot, "directory for what must survive a reboot: images, volumes, swarm state")
+	fs.StringVar(&d.ExecRoot, "exec-root", DefaultExecRoot, "directory for what need not: sockets, pid files, mounts")
+	fs.StringVar(&d.Containerd, "containerd", "", "socket of a containerd to use (default: start the bundled one)")
+	fs.StringVar(&d.Runtime, "runtime", "", "OCI runtime: runc or crun (default: crun if it works here, else runc)")
+	fs.StringVar(&d.AdvertiseAddr, "advertise-addr", "", "address or interface that other nodes reach this one at, for swarm init and join (default: that of the default route)")
+	fs.StringVar(&d.ListenAddr, "listen-addr", "0.0.0.0:2377", "address that the swarm port listens on, for swarm init and join")
+	fs.StringArrayVar(&d.Labels, "label", nil, "engine label key=value, for constraints on engine.labels.key (repeatable)")
+	fs.StringVar(&d.MetricsAddr, "metrics-addr", "", "address that serves /metrics for Prometheus, without encryption (default: none)")
+	fs.StringVar(&d.LogLevel, "log-level", "info", "debug, info, warn or error")
+	fs.StringVar(&d.LogFormat, "log-format", "text", "text or json")
+	fs.BoolVar(&d.StopTasks, "stop-tasks", false, "stop the tasks when the daemon stops (default: they keep running)")
+	fs.StringVar(&d.BridgeIP, "bip", "", "address of the containers' local bridge, e.g. 172.30.0.1/16 (default: a free private one)")
+	fs.StringVar(&d.CgroupParent, "cgroup-parent", "/skep", "cgroup above those of the containers")
+	fs.StringArrayVar(&d.Insecure, "insecure-registry", nil, "registry HOST[:PORT] spoken to without checking certificates (repeatable; loopback always is)")
+}
+
+// hostFlags declares the flags of a daemon's API.
+func (d *Daemon) hostFlags(fs *pflag.FlagSet) {
+	fs.StringArrayVarP(&d.Hosts, "host", "H", []string{DefaultHost}, "where the API listens: unix://PATH or tcp://HOST:PORT (repeatable)")
+	fs.StringVar(&d.TLSCert, "tlscert", "", "certificate of tcp hosts")
+	fs.StringVar(&d.TLSKey, "tlskey", "", "private key of tcp hosts")
+	fs.StringVar(&d.TLSCACert, "tlscacert", "", "CA whose certificates clients of tcp hosts must show")
+}
+
+// check refuses what cannot work before anything is started.
+func (d *Daemon) check() error {
+	for _, dir := range []string{d.DataRoot, d.ExecRoot} {
+		if !filepath.IsAbs(dir) {
+			return fmt.Errorf("directory %q must be absolute", dir)
+		}
+	}
+	for _, h := range d.Hosts {
+		if err := checkHost(h); err != nil {
+			return err
+		}
+		if strings.HasPrefix(h, "tcp://") && (d.TLSCert == "" || d.TLSKey == "") && !loopback(h) {
+			return fmt.Errorf("host %s would give everyone on the network root on this machine: give --tlscert, --tlskey and --tlscacert, or listen on 127.0.0.1", h)
+		}
+	}
+	switch d.Runtime {
+	case "", "runc", "crun":
+	default:
+		return fmt.Errorf("runtime %q is neither runc nor crun", d.Runtime)
+	}
+	switch d.LogLevel {
+	case "debug", "info", "warn", "error":
+	default:
+		return fmt.Errorf("log level %q is none of debug, info, warn, error", d.LogLevel)
+	}
+	switch d.LogFormat {
+	case "text", "json":
+	default:
+		return fmt.Errorf("log format %q is neither text nor json", d.LogFormat)
+	}
+	for _, l := range d.Labels {
+		if key, _, ok := strings.Cut(l, "="); !ok || key == "" {
+			return fmt.Errorf("label %q is not key=value", l)
+		}
+	}
+	if d.CgroupParent == "" || d.CgroupParent == "/" {
+		return fmt.Errorf("cgroup parent %q must name a cgroup below the root", d.CgroupParent)
+	}
+	if d.Containerd != "" {
+		if _, err := os.Stat(strings.TrimPrefix(d.Containerd, "unix://")); err != nil {
+			return fmt.Errorf("use containerd: %w", err)
+		}
+	}
+	return nil
+}
+
+// checkHost accepts unix://PATH with an absolute path and tcp://HOST:PORT.
+func checkHost(host string) error {
+	scheme, rest, ok := strings.Cut(host, "://")
+	switch {
+	case ok && scheme == "unix" && filepath.IsAbs(rest):
+		if len(rest) > 107 {
+			return fmt.Errorf("socket path %s is longer than the 107 characters that the kernel allows", rest)
+		}
+		return nil
+	case ok && scheme == "tcp":
+		if _, port, err := net.SplitHostPort(rest); err == nil && port != "" {
+			return nil
+		}
+	}
+	return fmt.Errorf("host %q is neither unix:///PATH nor tcp://HOST:PORT", host)
+}
+
+func loopback(host string) bool {
+	name, _, err := net.SplitHostPort(strings.TrimPrefix(host, "tcp://"))
+	ip := net.ParseIP(name)
+	return err == nil && (name == "localhost" || ip != nil && ip.IsLoopback())
+}
+
+func (a *app) daemonCommand() *cobra.Command {
+	var d Daemon
+	var debug bool
+	c := &cobra.Command{
+		Use:   "daemon",
+		Short: "Run a node in the foreground",
+		Long: `Run a node in the foreground. It is ready when it logs so and its API answers /_ping.
+
+SIGTERM and SIGINT stop the daemon; its tasks keep running, and the next daemon with the
+same directories takes them over. With --stop-tasks, or on SIGUSR1, it stops its tasks
+first. SIGHUP re-reads what can be re-read.
+
+Several daemons can share a machine if each has its own directories and hosts, and its
+own network namespace or swarm port.`,
+		Args: args(0, 0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if debug {
+				d.LogLevel = "debug"
+			}
+			if err := d.check(); err != nil {
+				return err
+			}
+			return a.Daemon(c.Context(), d)
+		},
+	}
+	d.hostFlags(c.Flags())
+	d.flags(c.Flags())
+	c.Flags().BoolVarP(&debug, "debug", "D", false, "same as --log-level debug")
+	return c
+}

@@ -1,0 +1,136 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/moby/moby/client"
+)
+
+// endpoint is where a daemon's API is and how to speak with it.
+type endpoint struct {
+	host             string
+	ca, cert, key    string // TLS files of a context; empty means none
+	insecureSkipName bool   // the context says not to check the server's certificate
+}
+
+// resolveHost decides which daemon to talk to: -H, SKEP_HOST, DOCKER_HOST, the docker
+// context in use, the default.
+func (a *app) resolveHost() (endpoint, error) {
+	for _, h := range []string{a.host, a.Getenv("SKEP_HOST"), a.Getenv("DOCKER_HOST")} {
+		if h != "" {
+			if err := checkHost(h); err != nil {
+				return endpoint{}, err
+			}
+			return endpoint{host: h}, nil
+		}
+	}
+	name, err := a.currentContext()
+	if err != nil {
+		return endpoint{}, err
+	}
+	if name == "" || name == "default" {
+		return endpoint{host: DefaultHost}, nil
+	}
+	return a.readContext(name)
+}
+
+// connect returns a client of the daemon to talk to.
+func (a *app) connect() (*client.Client, error) {
+	e, err := a.resolveHost()
+	if err != nil {
+		return nil, err
+	}
+	return dial(e)
+}
+
+func dial(e endpoint) (*client.Client, error) {
+	opts := []client.Opt{client.WithHost(e.host), client.WithUserAgent("skep")}
+	switch {
+	case e.ca != "" || e.cert != "":
+		opts = append(opts, client.WithTLSClientConfig(e.ca, e.cert, e.key))
+	case strings.HasPrefix(e.host, "tcp://"):
+		opts = append(opts, client.WithTLSClientConfigFromEnv())
+	}
+	c, err := client.New(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", e.host, err)
+	}
+	return c, nil
+}
+
+// manager returns a client and the description of its node, which must be a manager.
+func (a *app) manager(ctx context.Context) (*client.Client, swarm.Info, error) {
+	c, err := a.connect()
+	if err != nil {
+		return nil, swarm.Info{}, err
+	}
+	info, err := c.Info(ctx, client.InfoOptions{})
+	if err != nil {
+		return nil, swarm.Info{}, unreachable(c, err)
+	}
+	s := info.Info.Swarm
+	switch {
+	case s.LocalNodeState == swarm.LocalNodeStateInactive || s.LocalNodeState == "":
+		return nil, s, errors.New("this node is in no swarm: start one with `skep up` or `docker swarm init`, or join one with `skep up --join TOKEN ADDR`")
+	case s.LocalNodeState == swarm.LocalNodeStateLocked:
+		return nil, s, errors.New("this manager is locked: unlock it with `docker swarm unlock`")
+	case s.LocalNodeState == swarm.LocalNodeStateError:
+		return nil, s, fmt.Errorf("this node cannot take part in its swarm: %s", s.Error)
+	case !s.ControlAvailable:
+		return nil, s, errNotManager
+	}
+	return c, s, nil
+}
+
+// unreachable says what to do when no daemon answers.
+func unreachable(c *client.Client, err error) error {
+	var sys *os.SyscallError
+	if !client.IsErrConnectionFailed(err) && !errors.As(err, &sys) {
+		return err
+	}
+	return fmt.Errorf("no daemon answers at %s: is it running? start one with `skep up`, or choose another with -H or SKEP_HOST", c.DaemonHost())
+}
+
+// get reads one of Skep's own endpoints, which the docker client does not know.
+func get(ctx context.Context, c *client.Client, path string, query url.Values) ([]byte, error) {
+	dialer := c.Dialer()
+	transport := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer(ctx) },
+	}
+	u := url.URL{Scheme: "http", Host: "skep", Path: path, RawQuery: query.Encode()}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
+	if err != nil {
+		return nil, fmt.Errorf("get %s: %w", path, err)
+	}
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		return nil, unreachable(c, err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to the end below
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+	if err != nil {
+		return nil, fmt.Errorf("get %s: %w", path, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return body, nil
+	}
+	var message struct{ Message string }
+	if json.Unmarshal(body, &message) == nil && message.Message != "" {
+		return nil, errors.New(message.Message)
+	}
+	if resp.StatusCode == http.StatusNotFound {
+		return nil, fmt.Errorf("the daemon at %s does not know %s: it is not Skep, or older than this program", c.DaemonHost(), path)
+	}
+	return nil, fmt.Errorf("get %s: %s", path, resp.Status)
+}
