@@ -1,0 +1,175 @@
+package ops
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/big"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/store"
+)
+
+const minCertExpiry = time.Hour
+
+// What a cluster shows where nothing was chosen at init.
+const (
+	defaultPool       = "10.0.0.0/8"
+	defaultSubnetSize = 24
+	defaultVXLANPort  = 4789
+)
+
+// redactCluster returns the cluster without keys and with the defaults filled in.
+func redactCluster(old *api.Cluster) *api.Cluster {
+	c := model.Clone(old)
+	c.UnlockKeys, c.NetworkBootstrapKeys = nil, nil
+	if ca := c.GetRootCa(); ca != nil {
+		ca.CaKey = nil
+		if ca.RootRotation != nil {
+			ca.RootRotation.CaKey = nil
+		}
+	}
+	if ca := c.GetSpec().GetCaConfig(); ca != nil {
+		ca.SigningCaCert, ca.SigningCaKey = nil, nil
+	}
+	if len(c.GetDefaultAddressPool()) == 0 {
+		c.DefaultAddressPool = []string{defaultPool}
+	}
+	if c.GetSubnetSize() == 0 {
+		c.SubnetSize = defaultSubnetSize
+	}
+	if c.GetVXLANUDPPort() == 0 {
+		c.VXLANUDPPort = defaultVXLANPort
+	}
+	return c
+}
+
+// GetCluster returns the cluster without its keys.
+func (o *Ops) GetCluster(_ context.Context, req *api.GetClusterRequest) (*api.GetClusterResponse, error) {
+	if err := needID(req.GetClusterId()); err != nil {
+		return nil, fail(err)
+	}
+	c := o.state.View().Cluster()
+	if c == nil || c.GetId() != req.GetClusterId() {
+		return nil, fail(notFound("cluster", req.GetClusterId()))
+	}
+	return &api.GetClusterResponse{Cluster: redactCluster(c)}, nil
+}
+
+// ListClusters returns the cluster, if it matches, without its keys.
+func (o *Ops) ListClusters(_ context.Context, req *api.ListClustersRequest) (*api.ListClustersResponse, error) {
+	resp := new(api.ListClustersResponse)
+	if c := o.state.View().Cluster(); c != nil {
+		a := c.GetSpec().GetAnnotations()
+		if matchNamed(req.GetFilters(), c.GetId(), a.GetName(), a.GetLabels()) {
+			resp.Clusters = append(resp.Clusters, redactCluster(c))
+		}
+	}
+	return resp, nil
+}
+
+// UpdateCluster replaces the cluster's spec and rotates join tokens.
+func (o *Ops) UpdateCluster(ctx context.Context, req *api.UpdateClusterRequest) (*api.UpdateClusterResponse, error) {
+	if err := needUpdate(req.GetClusterId(), req.GetClusterVersion(), req.GetSpec() != nil); err != nil {
+		return nil, fail(err)
+	}
+	if err := validateCluster(req.GetSpec()); err != nil {
+		return nil, fail(err)
+	}
+	var updated *api.Cluster
+	err := o.update(ctx, func(tx *store.Tx) error {
+		old := tx.Snapshot().Cluster()
+		if old == nil || old.GetId() != req.GetClusterId() {
+			return notFound("cluster", req.GetClusterId())
+		}
+		if err := checkSecurity(old.GetSpec(), req.GetSpec(), req.GetRotation()); err != nil {
+			return err
+		}
+		updated = model.Clone(old)
+		updated.Meta = at(old.GetMeta(), req.GetClusterVersion())
+		updated.Spec = model.Clone(req.GetSpec())
+		if ca := old.GetSpec().GetCaConfig(); ca != nil && len(ca.GetSigningCaCert())+len(ca.GetSigningCaKey()) > 0 {
+			// Reads blank them, so what comes back without them means no change.
+			updated.Spec.CaConfig.SigningCaCert, updated.Spec.CaConfig.SigningCaKey = ca.GetSigningCaCert(), ca.GetSigningCaKey()
+		}
+		if err := o.rotateTokens(updated.GetRootCa().GetJoinTokens(), req.GetRotation()); err != nil {
+			return err
+		}
+		purgeBlacklist(updated, tx.Now())
+		return tx.Update(updated)
+	})
+	if err != nil {
+		return nil, fail(err)
+	}
+	return &api.UpdateClusterResponse{Cluster: redactCluster(updated)}, nil
+}
+
+func validateCluster(spec *api.ClusterSpec) error {
+	if d := spec.GetCaConfig().GetNodeCertExpiry(); d != nil && d.AsDuration() < minCertExpiry {
+		return invalid("minimum certificate expiry time is: %s", minCertExpiry)
+	}
+	if spec.GetDispatcher().GetHeartbeatPeriod().AsDuration() < 0 {
+		return invalid("heartbeat time period cannot be a negative duration")
+	}
+	return nil
+}
+
+// checkSecurity refuses by name what is not there yet.
+func checkSecurity(old, spec *api.ClusterSpec, rotation *api.KeyRotation) error {
+	was, ca := old.GetCaConfig(), spec.GetCaConfig()
+	given := func(now, then []byte) bool { return len(now) > 0 && string(now) != string(then) }
+	var feature string
+	switch {
+	case spec.GetEncryptionConfig().GetAutoLockManagers() != old.GetEncryptionConfig().GetAutoLockManagers():
+		feature = "autolock"
+	case rotation.GetManagerUnlockKey():
+		feature = "rotation of the unlock key"
+	case ca.GetForceRotate() != was.GetForceRotate(),
+		given(ca.GetSigningCaCert(), was.GetSigningCaCert()), given(ca.GetSigningCaKey(), was.GetSigningCaKey()):
+		feature = "rotation of the root CA"
+	case !sameExternalCAs(ca.GetExternalCas(), was.GetExternalCas()):
+		feature = "an external CA"
+	default:
+		return nil
+	}
+	return model.Errorf(model.Unimplemented, "swarm update: %s is not implemented by skep yet", feature)
+}
+
+func sameExternalCAs(a, b []*api.ExternalCA) bool {
+	return proto.Equal(&api.CAConfig{ExternalCas: a}, &api.CAConfig{ExternalCas: b})
+}
+
+// rotateTokens gives the chosen tokens new secrets; the digest of the root stays.
+func (o *Ops) rotateTokens(tokens *api.JoinTokens, rotation *api.KeyRotation) error {
+	if tokens == nil {
+		return nil
+	}
+	for _, t := range []struct {
+		rotate bool
+		token  *string
+	}{{rotation.GetWorkerJoinToken(), &tokens.Worker}, {rotation.GetManagerJoinToken(), &tokens.Manager}} {
+		if !t.rotate {
+			continue
+		}
+		secret, err := newTokenSecret(o.random)
+		if err != nil {
+			return err
+		}
+		*t.token = (*t.token)[:strings.LastIndexByte(*t.token, '-')+1] + secret
+	}
+	return nil
+}
+
+// newTokenSecret makes the last part of a join token: 16 random bytes in base 36, 25 digits.
+func newTokenSecret(random io.Reader) (string, error) {
+	var b [16]byte
+	if _, err := io.ReadFull(random, b[:]); err != nil {
+		return "", fmt.Errorf("make join token: %w", err)
+	}
+	return fmt.Sprintf("%025s", new(big.Int).SetBytes(b[:]).Text(36)), nil
+}

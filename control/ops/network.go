@@ -1,0 +1,184 @@
+package ops
+
+import (
+	"context"
+	"strings"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/store"
+)
+
+// predefinedLabel marks the swarm's copies of the networks that every node has.
+const predefinedLabel = "com.docker.swarm.predefined"
+
+func isPredefined(n *api.Network) bool {
+	return n.GetSpec().GetAnnotations().GetLabels()[predefinedLabel] == "true"
+}
+
+func isIngress(n *api.Network) bool {
+	a := n.GetSpec().GetAnnotations()
+	_, internal := a.GetLabels()["com.docker.swarm.internal"]
+	return n.GetSpec().GetIngress() || (internal && a.GetName() == "ingress")
+}
+
+func ingressNetwork(s *store.Snapshot) *api.Network {
+	for n := range s.Networks() {
+		if isIngress(n) {
+			return n
+		}
+	}
+	return nil
+}
+
+// GetNetwork returns a network by id or name.
+func (o *Ops) GetNetwork(_ context.Context, req *api.GetNetworkRequest) (*api.GetNetworkResponse, error) {
+	n, err := findNetwork(o.state.View(), req.GetNetworkId(), req.GetName())
+	if err != nil {
+		return nil, fail(err)
+	}
+	return &api.GetNetworkResponse{Network: n}, nil
+}
+
+func findNetwork(s *store.Snapshot, id, name string) (*api.Network, error) {
+	if id == "" {
+		if err := needID(name); err != nil {
+			return nil, err
+		}
+		id = s.IDByName(model.Networks, name)
+	}
+	n := s.Network(id)
+	if n == nil {
+		return nil, notFound("network", id+name)
+	}
+	return n, nil
+}
+
+// ListNetworks returns the networks that match the filters.
+func (o *Ops) ListNetworks(_ context.Context, req *api.ListNetworksRequest) (*api.ListNetworksResponse, error) {
+	f := req.GetFilters()
+	resp := new(api.ListNetworksResponse)
+	for n := range o.state.View().Networks() {
+		a := n.GetSpec().GetAnnotations()
+		if matchNamed(f, n.GetId(), a.GetName(), a.GetLabels()) {
+			resp.Networks = append(resp.Networks, n)
+		}
+	}
+	return resp, nil
+}
+
+// CreateNetwork stores a network of the swarm.
+func (o *Ops) CreateNetwork(ctx context.Context, req *api.CreateNetworkRequest) (*api.CreateNetworkResponse, error) {
+	spec := model.Clone(req.GetSpec())
+	if err := o.validateNetwork(spec); err != nil {
+		return nil, fail(err)
+	}
+	id, err := o.newID()
+	if err != nil {
+		return nil, fail(err)
+	}
+	n := &api.Network{Id: id, Spec: spec}
+	err = o.update(ctx, func(tx *store.Tx) error {
+		if other := ingressNetwork(tx.Snapshot()); other != nil && isIngress(n) {
+			return model.Errorf(model.Exists, "ingress network (%s) is already present", other.GetId())
+		}
+		if tx.Snapshot().IDByName(model.Networks, spec.GetAnnotations().GetName()) != "" {
+			return model.Errorf(model.Internal, "name conflicts with an existing object")
+		}
+		return tx.Create(n)
+	})
+	if err != nil {
+		return nil, fail(err)
+	}
+	return &api.CreateNetworkResponse{Network: n}, nil
+}
+
+func (o *Ops) validateNetwork(spec *api.NetworkSpec) error {
+	if spec == nil {
+		return invalid("no network spec given")
+	}
+	if err := validName(spec.GetAnnotations()); err != nil {
+		return err
+	}
+	if spec.GetIngress() && spec.GetAttachable() {
+		return invalid("ingress network cannot be attachable")
+	}
+	if driver := spec.GetDriverConfig().GetName(); !o.features.Overlay {
+		if driver == "" {
+			driver = "overlay"
+		}
+		return model.Errorf(model.Unimplemented, "network %s: swarm networks (driver %s) are not implemented by skep yet; services reach each other through ports published with mode=host", spec.GetAnnotations().GetName(), driver)
+	}
+	return nil
+}
+
+// RemoveNetwork deletes a network that nothing uses.
+func (o *Ops) RemoveNetwork(ctx context.Context, req *api.RemoveNetworkRequest) (*api.RemoveNetworkResponse, error) {
+	err := o.update(ctx, func(tx *store.Tx) error {
+		n, err := findNetwork(tx.Snapshot(), req.GetNetworkId(), req.GetName())
+		if err != nil {
+			return err
+		}
+		if err := checkNetworkUnused(tx.Snapshot(), n); err != nil {
+			return err
+		}
+		return tx.Remove(model.Networks, n.GetId())
+	})
+	if err != nil {
+		return nil, fail(err)
+	}
+	return new(api.RemoveNetworkResponse), nil
+}
+
+// checkNetworkUnused ignores tasks whose service is gone: they are shutting down, and
+// `stack rm` removes the network right after the service.
+func checkNetworkUnused(s *store.Snapshot, n *api.Network) error {
+	if isPredefined(n) {
+		return model.Errorf(model.Precondition, "network %s (%s) is a swarm predefined network and cannot be removed", n.GetSpec().GetAnnotations().GetName(), n.GetId())
+	}
+	for service := range s.Services() {
+		if isIngress(n) && publishesIngress(service.GetSpec()) {
+			return model.Errorf(model.Precondition, "ingress network cannot be removed because service %s depends on it", service.GetId())
+		}
+		for _, a := range networksOf(service.GetSpec()) {
+			if a.GetTarget() == n.GetId() {
+				return model.Errorf(model.Precondition, "network %s is in use by service %s", n.GetId(), service.GetId())
+			}
+		}
+	}
+	for t := range s.Tasks() {
+		orphan := t.GetServiceId() != "" && s.Service(t.GetServiceId()) == nil
+		if orphan || t.GetDesiredState() > api.TaskState_RUNNING || t.GetStatus().GetState() > api.TaskState_RUNNING {
+			continue
+		}
+		for _, a := range t.GetNetworks() {
+			if a.GetNetwork().GetId() == n.GetId() {
+				return model.Errorf(model.Precondition, "network %s is in use by task %s", n.GetId(), t.GetId())
+			}
+		}
+	}
+	return nil
+}
+
+// referencedBy lists, sorted by name, the services whose specs satisfy uses.
+func referencedBy(s *store.Snapshot, uses func(*api.ContainerSpec) bool) []string {
+	var names []string
+	for service := range s.Services() {
+		if c := service.GetSpec().GetTask().GetContainer(); c != nil && uses(c) {
+			names = append(names, service.GetSpec().GetAnnotations().GetName())
+		}
+	}
+	return names
+}
+
+// inUse is the refusal to remove a secret or config that services use.
+func inUse(what, name string, services []string) error {
+	if len(services) == 0 {
+		return nil
+	}
+	plural := ""
+	if len(services) > 1 {
+		plural = "s"
+	}
+	return invalid("%s '%s' is in use by the following service%s: %s", what, name, plural, strings.Join(services, ", "))
+}

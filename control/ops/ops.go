@@ -1,0 +1,106 @@
+package ops
+
+import (
+	"context"
+	"crypto/rand"
+	"io"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/control/replica"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/store"
+)
+
+// Membership is what ops needs to know of raft's members.
+type Membership interface {
+	// Members lists the members of raft with their status as this leader sees it.
+	Members() []*api.RaftMember
+	// CanRemove reports whether a quorum of reachable members would be left without
+	// this one.
+	CanRemove(raftID uint64) bool
+}
+
+// Config says what an Ops works on.
+type Config struct {
+	// State is the replicated state; it must be set.
+	State replica.State
+	// Membership must be set.
+	Membership Membership
+	// Features switch on what the rest of the swarm can do.
+	Features Features
+	// Random is the source of ids and tokens; nil means crypto/rand.
+	Random io.Reader
+}
+
+// Features say which parts of a service the swarm can fulfil. What is off is refused
+// by name instead of accepted and ignored.
+type Features struct {
+	// Overlay allows networks of the overlay driver and services attached to them.
+	Overlay bool
+	// Mesh allows ports published in ingress mode.
+	Mesh bool
+}
+
+// Ops executes use cases. It implements api.ControlServer.
+type Ops struct {
+	api.UnimplementedControlServer
+
+	state    replica.State
+	members  Membership
+	features Features
+	random   io.Reader
+}
+
+// New returns an Ops on a state.
+func New(config Config) *Ops {
+	if config.Random == nil {
+		config.Random = rand.Reader
+	}
+	return &Ops{state: config.State, members: config.Membership, features: config.Features, random: config.Random}
+}
+
+func (o *Ops) newID() (string, error) { return model.NewID(o.random) }
+
+// update runs one transaction.
+func (o *Ops) update(ctx context.Context, fn func(*store.Tx) error) error {
+	_, err := o.state.Update(ctx, fn)
+	return err
+}
+
+func invalid(format string, args ...any) error {
+	return model.Errorf(model.Invalid, format, args...)
+}
+
+func notFound(what, id string) error {
+	return model.Errorf(model.NotFound, "%s %s not found", what, id)
+}
+
+// needID refuses the empty id of a request.
+func needID(id string) error {
+	if id == "" {
+		return invalid("no object id given")
+	}
+	return nil
+}
+
+// needUpdate refuses an update request without id, version or spec.
+func needUpdate(id string, version *api.Version, hasSpec bool) error {
+	if err := needID(id); err != nil {
+		return err
+	}
+	if version == nil || !hasSpec {
+		return invalid("an update needs the object's version and a spec")
+	}
+	return nil
+}
+
+// at returns a clone's meta with the version that the caller read, so that the store
+// compares it.
+func at(meta *api.Meta, version *api.Version) *api.Meta {
+	m := model.Clone(meta)
+	if m == nil {
+		m = new(api.Meta)
+	}
+	m.Version = model.Clone(version)
+	return m
+}

@@ -1,0 +1,107 @@
+package ops
+
+import (
+	"context"
+	"strconv"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/store"
+)
+
+// TaskName returns the name of a task: "service.slot.id", "service.node.id" for
+// tasks without slot.
+func TaskName(t *api.Task) string {
+	if name := t.GetAnnotations().GetName(); name != "" {
+		return name
+	}
+	place := t.GetNodeId()
+	if t.GetSlot() != 0 {
+		place = strconv.FormatUint(t.GetSlot(), 10)
+	}
+	return t.GetServiceAnnotations().GetName() + "." + place + "." + t.GetId()
+}
+
+// GetTask returns a task.
+func (o *Ops) GetTask(_ context.Context, req *api.GetTaskRequest) (*api.GetTaskResponse, error) {
+	if err := needID(req.GetTaskId()); err != nil {
+		return nil, fail(err)
+	}
+	t := o.state.View().Task(req.GetTaskId())
+	if t == nil {
+		return nil, fail(notFound("task", req.GetTaskId()))
+	}
+	return &api.GetTaskResponse{Task: t}, nil
+}
+
+// ListTasks returns the tasks that match all filters.
+func (o *Ops) ListTasks(_ context.Context, req *api.ListTasksRequest) (*api.ListTasksResponse, error) {
+	f := req.GetFilters()
+	s := o.state.View()
+	resp := new(api.ListTasksResponse)
+	for t := range candidates(s, f) {
+		name := TaskName(t)
+		if within(name, f.GetNames()) && begins(name, f.GetNamePrefixes()) && begins(t.GetId(), f.GetIdPrefixes()) &&
+			labelled(t.GetServiceAnnotations().GetLabels(), f.GetLabels()) &&
+			within(t.GetServiceId(), f.GetServiceIds()) && within(t.GetNodeId(), f.GetNodeIds()) &&
+			within(t.GetDesiredState(), f.GetDesiredStates()) && within(runtimeOf(t.GetSpec()), f.GetRuntimes()) &&
+			(!f.GetUpToDate() || upToDate(s, t)) {
+			resp.Tasks = append(resp.Tasks, t)
+		}
+	}
+	return resp, nil
+}
+
+// candidates yields a superset of the tasks that match, by the narrowest index.
+func candidates(s *store.Snapshot, f *api.ListTasksRequest_Filters) func(func(*api.Task) bool) {
+	switch {
+	case len(f.GetServiceIds()) == 1:
+		return s.TasksByService(f.GetServiceIds()[0])
+	case len(f.GetNodeIds()) == 1:
+		return s.TasksByNode(f.GetNodeIds()[0])
+	default:
+		return s.Tasks()
+	}
+}
+
+// runtimeOf returns the runtime by which filters call a task or service.
+func runtimeOf(spec *api.TaskSpec) string {
+	switch r := spec.GetRuntime().(type) {
+	case *api.TaskSpec_Attachment:
+		return "attachment"
+	case *api.TaskSpec_Generic:
+		return r.Generic.GetKind()
+	default:
+		return "container"
+	}
+}
+
+// upToDate reports whether a task was made for its service's present spec, or its
+// job's present iteration.
+func upToDate(s *store.Snapshot, t *api.Task) bool {
+	service := s.Service(t.GetServiceId())
+	if service == nil {
+		return false
+	}
+	if status := service.GetJobStatus(); status != nil {
+		return t.GetJobIteration() != nil && t.GetJobIteration().GetIndex() == status.GetJobIteration().GetIndex()
+	}
+	return t.GetSpecVersion().GetIndex() == service.GetSpecVersion().GetIndex()
+}
+
+// RemoveTask deletes a task from the state.
+func (o *Ops) RemoveTask(ctx context.Context, req *api.RemoveTaskRequest) (*api.RemoveTaskResponse, error) {
+	if err := needID(req.GetTaskId()); err != nil {
+		return nil, fail(err)
+	}
+	err := o.update(ctx, func(tx *store.Tx) error {
+		if tx.Snapshot().Task(req.GetTaskId()) == nil {
+			return notFound("task", req.GetTaskId())
+		}
+		return tx.Remove(model.Tasks, req.GetTaskId())
+	})
+	if err != nil {
+		return nil, fail(err)
+	}
+	return new(api.RemoveTaskResponse), nil
+}
