@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
@@ -83,6 +84,8 @@ type Local interface {
 	Replay(sinceNano int64) []events.Message
 	// Distribution asks a registry for an image's descriptor and platforms.
 	Distribution(ctx context.Context, ref string, auth *registry.AuthConfig) (*registry.DistributionInspect, error)
+	// Networks lists this node's own networks: bridge, host and none, with the containers on them.
+	Networks(ctx context.Context) ([]network.Inspect, error)
 }
 
 // NotManager is the error of an endpoint that only managers answer, for a node in the

@@ -66,15 +66,21 @@ func NewRouter(config Config) *Router {
 // parameters win over those with. GET does not include HEAD. It panics when the
 // route exists, which is a fault of the program.
 func (rt *Router) Handle(method, pattern string, h Handler) {
-	first := firstSegment(pattern)
-	for _, other := range rt.routes[first] {
-		if other.method == method && other.pattern == pattern {
-			panic(fmt.Sprintf("httpapi: route %s %s added twice", method, pattern))
-		}
+	if rt.Has(method, pattern) {
+		panic(fmt.Sprintf("httpapi: route %s %s added twice", method, pattern))
 	}
+	first := firstSegment(pattern)
 	names, match := compile(pattern)
 	rt.routes[first] = append(rt.routes[first], &route{method: method, pattern: pattern, names: names, match: match, handler: h})
 	slices.SortStableFunc(rt.routes[first], func(a, b *route) int { return len(a.names) - len(b.names) })
+}
+
+// Has reports whether the endpoint was added, whatever its parameters are called.
+func (rt *Router) Has(method, pattern string) bool {
+	_, want := compile(pattern)
+	return slices.ContainsFunc(rt.routes[firstSegment(pattern)], func(r *route) bool {
+		return r.method == method && r.match.String() == want.String()
+	})
 }
 
 // Routes lists all routes as "METHOD /pattern", sorted.

@@ -1,0 +1,128 @@
+package dockerapi_test
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// docker runs the docker CLI against the server, without any configuration of its user.
+type docker struct {
+	t    *testing.T
+	host string
+	home string
+}
+
+func newDocker(t *testing.T, url string) docker {
+	t.Helper()
+	if _, err := exec.LookPath("docker"); err != nil {
+		t.Skip("no docker CLI on PATH")
+	}
+	return docker{t: t, host: strings.Replace(url, "http://", "tcp://", 1), home: t.TempDir()}
+}
+
+func (d docker) try(args ...string) (string, error) {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(d.t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "docker", append([]string{"-H", d.host}, args...)...)
+	cmd.Env = append(os.Environ(), "HOME="+d.home, "DOCKER_CONFIG="+d.home)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func (d docker) run(args ...string) string {
+	d.t.Helper()
+	out, err := d.try(args...)
+	if err != nil {
+		d.t.Fatalf("docker %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+func (d docker) fails(want string, args ...string) {
+	d.t.Helper()
+	out, err := d.try(args...)
+	if err == nil {
+		d.t.Fatalf("docker %s succeeded:\n%s", strings.Join(args, " "), out)
+	}
+	if !strings.Contains(out, want) {
+		d.t.Errorf("docker %s says %q, want %q in it", strings.Join(args, " "), out, want)
+	}
+}
+
+func wantAll(t *testing.T, out string, parts ...string) {
+	t.Helper()
+	for _, part := range parts {
+		if !strings.Contains(out, part) {
+			t.Errorf("no %q in:\n%s", part, out)
+		}
+	}
+}
+
+// TestTour takes the docker CLI through the life of a swarm.
+func TestTour(t *testing.T) {
+	d := newDocker(t, serve(t, newDaemon(t)).URL)
+	wantAll(t, d.run("info"), "Swarm: inactive", "Docker Root Dir: /var/lib/skep")
+	d.fails(`This node is not a swarm manager. Use "docker swarm init"`, "node", "ls")
+	wantAll(t, d.run("swarm", "init"), "Swarm initialized", "docker swarm join --token SWMTKN-1-", "192.0.2.1:2377")
+	d.fails("already part of a swarm", "swarm", "init")
+	wantAll(t, d.run("info"), "Swarm: active", "Is Manager: true", "Managers: 1", "Nodes: 2", "Default Address Pool: 10.0.0.0/8", "Heartbeat Period: 5 seconds")
+	wantAll(t, d.run("version"), "Server: Skep", "0.1.0-test")
+	wantAll(t, d.run("node", "ls"), "m1", "w1", "Leader", "Ready")
+	wantAll(t, d.run("node", "inspect", "self", "--pretty"), "Hostname:", "m1", "Manager Status:")
+
+	wantAll(t, d.run("service", "create", "--name", "web", "--replicas", "3", "--update-monitor", "50ms",
+		"--no-resolve-image", "--publish", "mode=host,published=8080,target=80", "busybox:1", "sleep", "1000"), "converged")
+	wantAll(t, d.run("service", "ls"), "web", "replicated", "3/3", "busybox:1")
+	wantAll(t, d.run("service", "ps", "web"), "web.1", "web.3", "Running")
+	wantAll(t, d.run("service", "inspect", "--pretty", "web"), "Replicated", "Replicas:	3", "PublishedPort = 8080", "PublishMode = host")
+	wantAll(t, d.run("service", "scale", "web=5"), "converged")
+	wantAll(t, d.run("service", "update", "--image", "busybox:2", "--no-resolve-image", "web"), "converged")
+	wantAll(t, d.run("service", "inspect", "web"), `"PreviousSpec"`, `"Image": "busybox:1"`, `"Image": "busybox:2"`)
+	wantAll(t, d.run("service", "rollback", "web"), "converged")
+	wantAll(t, d.run("service", "logs", "--details", "--timestamps", "web"), "2026-01-02T03:04:05.000000006Z", "hello", "oops")
+	d.fails("only", "service", "create", "--no-resolve-image", "--mode", "nonsense", "busybox")
+	d.fails("name conflicts with an existing object: service WEB already exists", "service", "create", "--name", "WEB", "--no-resolve-image", "-d", "busybox")
+	d.fails("mode=host", "service", "create", "--no-resolve-image", "-d", "--publish", "9090:80", "busybox")
+	d.fails("network nope not found", "service", "create", "--no-resolve-image", "-d", "--network", "nope", "busybox")
+	d.run("service", "create", "--name", "onhost", "--no-resolve-image", "-d", "--network", "host", "busybox")
+	wantAll(t, d.run("node", "ps", "w1"), "web.1")
+	d.run("node", "update", "--availability", "drain", "--label-add", "disk=ssd", "w1")
+	wantAll(t, d.run("node", "inspect", "w1"), `"Availability": "drain"`, `"disk": "ssd"`)
+	d.fails("attempting to demote the last manager of the swarm", "node", "demote", "m1")
+	d.fails("is not down and can't be removed", "node", "rm", "w1")
+
+	d.run("secret", "create", "s1", "/etc/hostname")
+	d.run("config", "create", "c1", "/etc/hostname")
+	d.run("service", "update", "--secret-add", "s1", "--config-add", "source=c1,target=/c", "--no-resolve-image", "-d", "web")
+	d.fails("secret 's1' is in use by the following service: web", "secret", "rm", "s1")
+	wantAll(t, d.run("secret", "ls"), "s1")
+	wantAll(t, d.run("config", "inspect", "--pretty", "c1"), "Data:")
+
+	before := d.run("swarm", "join-token", "-q", "worker")
+	after := d.run("swarm", "join-token", "-q", "--rotate", "worker")
+	if before == after || len(before) != len(after) {
+		t.Errorf("join token %q was rotated to %q", before, after)
+	}
+	d.run("swarm", "update", "--task-history-limit", "3")
+	wantAll(t, d.run("info"), "Task History Retention Limit: 3")
+	d.fails("autolock is not implemented by skep yet", "swarm", "update", "--autolock")
+	wantAll(t, d.run("network", "ls"), "bridge", "host", "none")
+	d.fails("not implemented by skep yet", "network", "create", "-d", "overlay", "x")
+	d.fails("not implemented by skep", "ps")
+
+	wantAll(t, d.run("node", "rm", "--force", "w1"), "w1")
+	wantAll(t, d.run("service", "rm", "web", "onhost"), "web")
+	d.run("secret", "rm", "s1")
+	d.run("config", "rm", "c1")
+	if out := d.run("service", "ls", "-q"); out != "" {
+		t.Errorf("services are left: %s", out)
+	}
+	d.fails("Removing the last manager erases all current state", "swarm", "leave")
+	d.run("swarm", "leave", "--force")
+	wantAll(t, d.run("info"), "Swarm: inactive")
+}

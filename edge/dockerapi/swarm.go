@@ -1,0 +1,110 @@
+package dockerapi
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/moby/moby/api/types/swarm"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/edge/dockerapi/convert"
+	"github.com/skep-dev/skep/edge/dockerapi/httpapi"
+)
+
+func (a *API) routeSwarm() {
+	a.router.Handle("POST", "/swarm/init", a.initSwarm)
+	a.router.Handle("POST", "/swarm/join", a.joinSwarm)
+	a.router.Handle("POST", "/swarm/leave", a.leaveSwarm)
+	a.router.Handle("POST", "/swarm/unlock", a.unlockSwarm)
+	a.router.Handle("GET", "/swarm/unlockkey", a.unlockKey)
+	a.handle("GET", "/swarm", getSwarm)
+	a.handle("POST", "/swarm/update", updateSwarm)
+}
+
+func (a *API) initSwarm(w http.ResponseWriter, r *http.Request) error {
+	var req swarm.InitRequest
+	if err := httpapi.ReadJSON(w, r, &req); err != nil {
+		return err
+	}
+	if v := httpapi.RequestVersion(r); v.Before(39) {
+		req.DefaultAddrPool, req.SubnetSize = nil, 0
+	} else if v.Before(40) {
+		req.DataPathPort = 0
+	}
+	id, err := a.swarm.Init(r.Context(), req)
+	if err != nil {
+		return err
+	}
+	return httpapi.WriteJSON(w, http.StatusOK, id)
+}
+
+func (a *API) joinSwarm(w http.ResponseWriter, r *http.Request) error {
+	var req swarm.JoinRequest
+	if err := httpapi.ReadJSON(w, r, &req); err != nil {
+		return err
+	}
+	return a.swarm.Join(r.Context(), req)
+}
+
+func (a *API) leaveSwarm(_ http.ResponseWriter, r *http.Request) error {
+	return a.swarm.Leave(r.Context(), httpapi.Bool(r, "force"))
+}
+
+func (a *API) unlockSwarm(w http.ResponseWriter, r *http.Request) error {
+	var req swarm.UnlockRequest
+	if err := httpapi.ReadJSON(w, r, &req); err != nil {
+		return err
+	}
+	return a.swarm.Unlock(r.Context(), req)
+}
+
+func (a *API) unlockKey(w http.ResponseWriter, r *http.Request) error {
+	if _, err := a.manager.Control(); err != nil {
+		return err
+	}
+	key, err := a.swarm.UnlockKey(r.Context())
+	if err != nil {
+		return err
+	}
+	return httpapi.WriteJSON(w, http.StatusOK, swarm.UnlockKeyResponse{UnlockKey: key})
+}
+
+func getSwarm(ctx context.Context, c api.ControlClient, w http.ResponseWriter, _ *http.Request) error {
+	cluster, err := theCluster(ctx, c)
+	if err != nil {
+		return err
+	}
+	return httpapi.WriteJSON(w, http.StatusOK, convert.DockerSwarm(cluster))
+}
+
+func updateSwarm(ctx context.Context, c api.ControlClient, w http.ResponseWriter, r *http.Request) error {
+	var spec swarm.Spec
+	if err := httpapi.ReadJSON(w, r, &spec); err != nil {
+		return err
+	}
+	version, err := versionQuery(r, "swarm")
+	if err != nil {
+		return err
+	}
+	rotation := new(api.KeyRotation)
+	for key, flag := range map[string]*bool{
+		"rotateWorkerToken": &rotation.WorkerJoinToken, "rotateManagerToken": &rotation.ManagerJoinToken,
+		"rotateManagerUnlockKey": &rotation.ManagerUnlockKey,
+	} {
+		if *flag, err = httpapi.StrictBool(r, key); err != nil {
+			return err
+		}
+	}
+	stored, err := convert.StoreClusterSpec(spec)
+	if err != nil {
+		return err
+	}
+	cluster, err := theCluster(ctx, c)
+	if err != nil {
+		return err
+	}
+	_, err = c.UpdateCluster(ctx, &api.UpdateClusterRequest{
+		ClusterId: cluster.GetId(), ClusterVersion: version, Spec: stored, Rotation: rotation,
+	})
+	return err
+}
