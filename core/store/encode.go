@@ -11,41 +11,43 @@ import (
 func ApplyActions(base *Snapshot, index uint64, actions []*api.StoreAction) (*Snapshot, []model.Event, error) {
 	tx := &Tx{head: base.copy()}
 	for _, a := range actions {
-		o := Target(a)
-		if o == nil {
-			return nil, nil, model.Errorf(model.Invalid, "store action without target")
-		}
-		table := model.TableOf(o)
-		old := tx.head.Get(table, o.GetId())
-		switch a.GetAction() {
-		case api.StoreActionKind_STORE_ACTION_CREATE:
-			if old != nil {
-				return nil, nil, model.Errorf(model.Exists, "%s %s already exists", table, o.GetId())
-			}
-			if err := tx.checkName(table, o); err != nil {
-				return nil, nil, err
-			}
-			tx.write(model.Create, table, nil, o)
-		case api.StoreActionKind_STORE_ACTION_UPDATE:
-			if old == nil {
-				return nil, nil, model.Errorf(model.NotFound, "%s %s not found", table, o.GetId())
-			}
-			if err := tx.checkName(table, o); err != nil {
-				return nil, nil, err
-			}
-			tx.write(model.Update, table, old, o)
-		case api.StoreActionKind_STORE_ACTION_REMOVE:
-			if old == nil {
-				return nil, nil, model.Errorf(model.NotFound, "%s %s not found", table, o.GetId())
-			}
-			tx.write(model.Remove, table, old, nil)
-		case api.StoreActionKind_UNKNOWN:
-			return nil, nil, model.Errorf(model.Invalid, "store action of unknown kind")
-		default:
-			return nil, nil, model.Errorf(model.Invalid, "store action of unknown kind")
+		if err := tx.applyAction(a); err != nil {
+			return nil, nil, err
 		}
 	}
 	return tx.Commit(index), tx.events, nil
+}
+
+func (tx *Tx) applyAction(a *api.StoreAction) error {
+	o := Target(a)
+	if o == nil || o.GetId() == "" {
+		return model.Errorf(model.Invalid, "store action without target")
+	}
+	table := model.TableOf(o)
+	old := tx.head.Get(table, o.GetId())
+	kind := a.GetAction()
+	if old == nil && (kind == api.StoreActionKind_STORE_ACTION_UPDATE || kind == api.StoreActionKind_STORE_ACTION_REMOVE) {
+		return model.Errorf(model.NotFound, "%s %s not found", table, o.GetId())
+	}
+	switch kind {
+	case api.StoreActionKind_STORE_ACTION_CREATE:
+		if err := tx.checkCreate(table, o); err != nil {
+			return err
+		}
+		tx.write(model.Create, table, nil, o)
+	case api.StoreActionKind_STORE_ACTION_UPDATE:
+		if err := tx.checkUpdate(table, o); err != nil {
+			return err
+		}
+		tx.write(model.Update, table, old, o)
+	case api.StoreActionKind_STORE_ACTION_REMOVE:
+		tx.write(model.Remove, table, old, nil)
+	case api.StoreActionKind_UNKNOWN:
+		return model.Errorf(model.Invalid, "store action of unknown kind")
+	default:
+		return model.Errorf(model.Invalid, "store action of unknown kind")
+	}
+	return nil
 }
 
 // Encode returns the state as the store part of a raft snapshot. It shares the records.

@@ -5,8 +5,6 @@ import (
 	"iter"
 	"strings"
 
-	"github.com/tidwall/btree"
-
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
 )
@@ -15,61 +13,47 @@ import (
 type Snapshot struct {
 	// index is the raft index that made this version; 0 for the empty state.
 	index  uint64
-	tables [model.TableCount]*btree.Map[string, model.Object]
+	tables [model.TableCount]tree[model.Object]
 	// names maps "<lower case name>" to id, for tables whose names are unique.
-	names [model.TableCount]*btree.Map[string, string]
+	names [model.TableCount]tree[string]
 	// hostnames holds "<hostname>\x00<node id>".
-	hostnames *btree.Map[string, struct{}]
+	hostnames tree[struct{}]
 	// tasksByService holds "<service id>\x00<task id>", tasksByNode likewise.
-	tasksByService, tasksByNode *btree.Map[string, *api.Task]
+	tasksByService, tasksByNode tree[*api.Task]
 }
 
 // Empty returns the state of a swarm before its first entry.
-func Empty() *Snapshot {
-	s := &Snapshot{
-		hostnames:      new(btree.Map[string, struct{}]),
-		tasksByService: new(btree.Map[string, *api.Task]),
-		tasksByNode:    new(btree.Map[string, *api.Task]),
-	}
-	for t := range s.tables {
-		s.tables[t] = new(btree.Map[string, model.Object])
-		s.names[t] = new(btree.Map[string, string])
-	}
-	return s
-}
+func Empty() *Snapshot { return new(Snapshot) }
 
 // Index returns the raft index of the last entry applied.
 func (s *Snapshot) Index() uint64 { return s.index }
 
 // Get returns a record of a table, or nil.
 func (s *Snapshot) Get(table model.Table, id string) model.Object {
-	o, ok := s.tables[table].Get(id)
-	if !ok {
-		return nil
-	}
+	o, _ := s.tables[table].get(id)
 	return o
 }
 
 // All yields the records of a table in the order of their ids.
 func (s *Snapshot) All(table model.Table) iter.Seq[model.Object] {
 	return func(yield func(model.Object) bool) {
-		s.tables[table].Scan(func(_ string, o model.Object) bool { return yield(o) })
+		s.tables[table].scan(func(_ string, o model.Object) bool { return yield(o) })
 	}
 }
 
 // Len returns the number of records in a table.
-func (s *Snapshot) Len(table model.Table) int { return s.tables[table].Len() }
+func (s *Snapshot) Len(table model.Table) int { return s.tables[table].len() }
 
 // IDByName returns the id of the record with a name, compared without case, or "".
 // Only services, networks, secrets, configs, clusters, volumes, extensions and
 // resources have unique names.
 func (s *Snapshot) IDByName(table model.Table, name string) string {
-	id, _ := s.names[table].Get(strings.ToLower(name))
+	id, _ := s.names[table].get(strings.ToLower(name))
 	return id
 }
 
 func get[T model.Object](s *Snapshot, table model.Table, id string) (none T) {
-	o, ok := s.tables[table].Get(id)
+	o, ok := s.tables[table].get(id)
 	if !ok {
 		return none
 	}
@@ -82,7 +66,7 @@ func get[T model.Object](s *Snapshot, table model.Table, id string) (none T) {
 
 func all[T model.Object](s *Snapshot, table model.Table) iter.Seq[T] {
 	return func(yield func(T) bool) {
-		s.tables[table].Scan(func(_ string, o model.Object) bool {
+		s.tables[table].scan(func(_ string, o model.Object) bool {
 			t, ok := o.(T)
 			return !ok || yield(t)
 		})
@@ -99,7 +83,7 @@ func (s *Snapshot) Nodes() iter.Seq[*api.Node] { return all[*api.Node](s, model.
 func (s *Snapshot) NodesByHostname(hostname string) iter.Seq[*api.Node] {
 	return func(yield func(*api.Node) bool) {
 		prefix := hostname + "\x00"
-		s.hostnames.Ascend(prefix, func(key string, _ struct{}) bool {
+		s.hostnames.ascend(prefix, func(key string, _ struct{}) bool {
 			id, ok := strings.CutPrefix(key, prefix)
 			return ok && yield(s.Node(id))
 		})
@@ -128,9 +112,9 @@ func (s *Snapshot) TasksByNode(nodeID string) iter.Seq[*api.Task] {
 	return byPrefix(s.tasksByNode, nodeID+"\x00")
 }
 
-func byPrefix(index *btree.Map[string, *api.Task], prefix string) iter.Seq[*api.Task] {
+func byPrefix(index tree[*api.Task], prefix string) iter.Seq[*api.Task] {
 	return func(yield func(*api.Task) bool) {
-		index.Ascend(prefix, func(key string, task *api.Task) bool {
+		index.ascend(prefix, func(key string, task *api.Task) bool {
 			return strings.HasPrefix(key, prefix) && yield(task)
 		})
 	}

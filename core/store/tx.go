@@ -4,7 +4,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/tidwall/btree"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/skep-dev/skep/api"
@@ -21,14 +20,15 @@ type Tx struct {
 	events  []model.Event
 }
 
-// Begin opens a transaction on base. Records written get version as their
+// Begin opens a transaction on base, which must be a committed state. Records written get version as their
 // Meta.Version and now as their time; version must exceed that of every record in base.
 func Begin(base *Snapshot, version uint64, now time.Time) *Tx {
 	return &Tx{head: base.copy(), version: version, now: now}
 }
 
 // Snapshot returns the state with the changes made so far. It changes with further
-// changes and must not outlive the transaction, unlike Commit's.
+// changes, so it must not be iterated over while changing, and must not outlive the
+// transaction, unlike Commit's.
 func (tx *Tx) Snapshot() *Snapshot { return tx.head }
 
 // Now returns the time that the transaction stamps on records.
@@ -56,10 +56,7 @@ func (tx *Tx) Create(o model.Object) error {
 	if o.GetId() == "" {
 		return model.Errorf(model.Internal, "create %s: no id", table)
 	}
-	if tx.head.Get(table, o.GetId()) != nil {
-		return model.Errorf(model.Exists, "%s %s already exists", table, o.GetId())
-	}
-	if err := tx.checkName(table, o); err != nil {
+	if err := tx.checkCreate(table, o); err != nil {
 		return err
 	}
 	stamp := timestamppb.New(tx.now)
@@ -80,17 +77,16 @@ func (tx *Tx) Update(o model.Object) error {
 	if o.GetMeta().GetVersion().GetIndex() != old.GetMeta().GetVersion().GetIndex() {
 		return model.ErrSequence
 	}
-	if table == model.Extensions {
-		return model.Errorf(model.Invalid, "an extension cannot be changed")
-	}
-	if err := tx.checkName(table, o); err != nil {
+	if err := tx.checkUpdate(table, o); err != nil {
 		return err
 	}
-	setMeta(o, &api.Meta{
-		Version:   &api.Version{Index: tx.version},
-		CreatedAt: old.GetMeta().GetCreatedAt(),
-		UpdatedAt: timestamppb.New(tx.now),
-	})
+	meta := model.Clone(old.GetMeta()) // keeps what a newer version of the program put there
+	if meta == nil {
+		meta = new(api.Meta)
+	}
+	meta.Version = &api.Version{Index: tx.version}
+	meta.UpdatedAt = timestamppb.New(tx.now)
+	setMeta(o, meta)
 	tx.write(model.Update, table, old, o)
 	return nil
 }
@@ -134,10 +130,26 @@ func (tx *Tx) checkName(table model.Table, o model.Object) error {
 	if id := tx.head.IDByName(table, name); id != "" && id != o.GetId() {
 		return model.Errorf(model.Exists, "name conflicts with an existing object: %s %s already exists", table, name)
 	}
+	return nil
+}
+
+// checkCreate refuses a record that no member of the swarm would take.
+func (tx *Tx) checkCreate(table model.Table, o model.Object) error {
+	if tx.head.Get(table, o.GetId()) != nil {
+		return model.Errorf(model.Exists, "%s %s already exists", table, o.GetId())
+	}
 	if r, ok := o.(*api.Resource); ok && tx.head.IDByName(model.Extensions, r.GetKind()) == "" {
 		return model.Errorf(model.Invalid, "resource kind %q is not the name of an extension", r.GetKind())
 	}
-	return nil
+	return tx.checkName(table, o)
+}
+
+// checkUpdate is checkCreate for a record that is there.
+func (tx *Tx) checkUpdate(table model.Table, o model.Object) error {
+	if table == model.Extensions {
+		return model.Errorf(model.Invalid, "an extension cannot be changed")
+	}
+	return tx.checkName(table, o)
 }
 
 // write puts one change into the head and records it.
@@ -157,62 +169,77 @@ func (tx *Tx) write(kind model.ChangeKind, table model.Table, old, updated model
 	tx.actions = append(tx.actions, storeAction(action, target))
 }
 
-// copy returns a writable copy that shares everything with s.
+// copy returns a writable copy that shares everything with s. It only reads s, so that
+// several goroutines may copy the same snapshot.
 func (s *Snapshot) copy() *Snapshot {
-	c := &Snapshot{
-		index:          s.index,
-		hostnames:      s.hostnames.Copy(),
-		tasksByService: s.tasksByService.Copy(),
-		tasksByNode:    s.tasksByNode.Copy(),
+	c := *s
+	for t := range c.tables {
+		c.tables[t].owned = false
+		c.names[t].owned = false
 	}
-	for t := range s.tables {
-		c.tables[t] = s.tables[t].Copy()
-		c.names[t] = s.names[t].Copy()
-	}
-	return c
+	c.hostnames.owned = false
+	c.tasksByService.owned = false
+	c.tasksByNode.owned = false
+	return &c
 }
 
-// put replaces old by updated (either may be nil) in the table and every index.
+// put replaces old by updated (either may be nil) in the table and every index. Where a
+// key stays, only its value is replaced, which is what most changes come to.
 func (s *Snapshot) put(table model.Table, old, updated model.Object) {
-	if old != nil {
-		s.unindex(table, old)
-	}
 	if updated == nil {
-		s.tables[table].Delete(old.GetId())
-		return
+		s.tables[table].remove(old.GetId())
+	} else {
+		s.tables[table].set(updated.GetId(), updated)
 	}
-	s.tables[table].Set(updated.GetId(), updated)
-	if name := nameOf(updated); name != "" {
-		s.names[table].Set(strings.ToLower(name), updated.GetId())
+	if before, after := strings.ToLower(nameOf(old)), strings.ToLower(nameOf(updated)); before != after {
+		move(&s.names[table], before, after, idOf(updated))
 	}
-	switch o := updated.(type) {
-	case *api.Node:
-		if h := o.GetDescription().GetHostname(); h != "" {
-			s.hostnames.Set(h+"\x00"+o.GetId(), struct{}{})
+	switch table {
+	case model.Nodes:
+		if before, after := hostKey(old), hostKey(updated); before != after {
+			move(&s.hostnames, before, after, struct{}{})
 		}
-	case *api.Task:
-		setTask(s.tasksByService, o.GetServiceId(), o)
-		setTask(s.tasksByNode, o.GetNodeId(), o)
+	case model.Tasks:
+		was, _ := old.(*api.Task)
+		is, _ := updated.(*api.Task)
+		move(&s.tasksByService, taskKey(was.GetServiceId(), was), taskKey(is.GetServiceId(), is), is)
+		move(&s.tasksByNode, taskKey(was.GetNodeId(), was), taskKey(is.GetNodeId(), is), is)
+	default:
 	}
 }
 
-func setTask(index *btree.Map[string, *api.Task], owner string, task *api.Task) {
-	if owner != "" {
-		index.Set(owner+"\x00"+task.GetId(), task)
+// move takes an entry of an index from one key to another; "" is no entry.
+func move[V any](index *tree[V], before, after string, v V) {
+	if before != "" && before != after {
+		index.remove(before)
+	}
+	if after != "" {
+		index.set(after, v)
 	}
 }
 
-func (s *Snapshot) unindex(table model.Table, old model.Object) {
-	if name := nameOf(old); name != "" {
-		s.names[table].Delete(strings.ToLower(name))
+func idOf(o model.Object) string {
+	if o == nil {
+		return ""
 	}
-	switch o := old.(type) {
-	case *api.Node:
-		s.hostnames.Delete(o.GetDescription().GetHostname() + "\x00" + o.GetId())
-	case *api.Task:
-		s.tasksByService.Delete(o.GetServiceId() + "\x00" + o.GetId())
-		s.tasksByNode.Delete(o.GetNodeId() + "\x00" + o.GetId())
+	return o.GetId()
+}
+
+// hostKey returns a node's key in the index of host names, or "".
+func hostKey(o model.Object) string {
+	n, _ := o.(*api.Node)
+	if h := n.GetDescription().GetHostname(); h != "" {
+		return h + "\x00" + n.GetId()
 	}
+	return ""
+}
+
+// taskKey returns a task's key in the index by an owner, or "".
+func taskKey(owner string, task *api.Task) string {
+	if owner == "" {
+		return ""
+	}
+	return owner + "\x00" + task.GetId()
 }
 
 // nameOf returns the name that must be unique in the object's table, or "".
