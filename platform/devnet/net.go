@@ -155,6 +155,12 @@ func (s *Swarm) address(node *netlink.Handle, n Node) error {
 	if err != nil {
 		return fmt.Errorf("find link of %s: %w", n.Name, err)
 	}
+	// The hardware address survives the loss of a node, as a machine's does: neighbours
+	// that remember it find the node at once when it returns.
+	b := addr.As4()
+	if err := node.LinkSetHardwareAddr(eth, net.HardwareAddr{0x02, 0x5e, b[0], b[1], b[2], b[3]}); err != nil {
+		return fmt.Errorf("give %s its hardware address: %w", n.Name, err)
+	}
 	ip := &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(s.Subnet.Bits(), 32)}
 	if err := node.AddrAdd(eth, &netlink.Addr{IPNet: ip}); err != nil {
 		return fmt.Errorf("give %s its address: %w", n.Name, err)
