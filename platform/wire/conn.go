@@ -1,0 +1,147 @@
+package wire
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"math"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/test/bufconn"
+)
+
+// Bounds of a server. A message or connection beyond them is refused by gRPC.
+const (
+	maxReceive = 4 << 20
+	// maxStreams bounds the calls in flight on one connection.
+	maxStreams = 1 << 16
+	// handshakeTimeout ends connections that do not become TLS.
+	handshakeTimeout = 10 * time.Second
+)
+
+// NewServer returns a gRPC server over mutual TLS behind a guard.
+func NewServer(guard *Guard) *grpc.Server {
+	return grpc.NewServer(append(guard.ServerOptions(),
+		grpc.Creds(credentials.NewTLS(guard.Credentials.ServerTLS())),
+		grpc.MaxRecvMsgSize(maxReceive),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		// A peer that vanished without a word is found within 10 s or so.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Second, Timeout: 5 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+	)...)
+}
+
+// Dial connects to a manager by its certificate's server name. It returns before the
+// connection is up; calls fail fast while it is not.
+func Dial(creds *Credentials, addr, serverName string) (*grpc.ClientConn, error) {
+	return dial(addr, creds.ClientTLS(serverName))
+}
+
+// DialUnverified connects without checking who answers: only to fetch the root
+// certificate that a join token pins.
+func DialUnverified(addr string) (*grpc.ClientConn, error) {
+	return dial(addr, &tls.Config{
+		MinVersion: tls.VersionTLS12, CipherSuites: suites(), NextProtos: []string{"h2"},
+		InsecureSkipVerify: true, //nolint:gosec // what is fetched is checked against the token
+	})
+}
+
+func dial(addr string, config *tls.Config) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("passthrough:///"+addr,
+		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", addr, err)
+	}
+	return conn, nil
+}
+
+// Local is a server that only this process can reach, and the connection to it.
+type Local struct {
+	Server *grpc.Server
+	Conn   *grpc.ClientConn
+	listen *bufconn.Listener
+}
+
+// NewLocal returns a local server behind a guard, which it makes local. Register services,
+// then Serve.
+func NewLocal(guard *Guard) (*Local, error) {
+	g := *guard
+	g.Local = true
+	l := &Local{
+		Server: grpc.NewServer(append(g.ServerOptions(), grpc.MaxRecvMsgSize(math.MaxInt32))...),
+		listen: bufconn.Listen(1 << 20),
+	}
+	var err error
+	l.Conn, err = grpc.NewClient("passthrough:///local",
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.listen.DialContext(ctx) }),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("connect to own services: %w", err)
+	}
+	return l, nil
+}
+
+// Serve answers until ctx ends.
+func (l *Local) Serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, l.Server.Stop)
+	defer stop()
+	err := l.Server.Serve(l.listen)
+	_ = l.Conn.Close()
+	if ctx.Err() != nil {
+		return nil //nolint:nilerr // asked to stop
+	}
+	return err
+}
+
+// Route is a connection that reaches the leader's services from a manager: in this process
+// while it leads, else at the leader, as this node.
+type Route struct {
+	Local   grpc.ClientConnInterface
+	Leading func() bool
+	Leader  func(ctx context.Context) (grpc.ClientConnInterface, error)
+}
+
+func (r *Route) pick(ctx context.Context) (grpc.ClientConnInterface, error) {
+	if r.Leading() {
+		return r.Local, nil
+	}
+	conn, err := r.Leader(ctx)
+	if err != nil {
+		return nil, ToStatus(err)
+	}
+	return conn, nil
+}
+
+// Invoke makes a unary call.
+func (r *Route) Invoke(ctx context.Context, name string, args, reply any, opts ...grpc.CallOption) error {
+	conn, err := r.pick(ctx)
+	if err != nil {
+		return err
+	}
+	return conn.Invoke(ctx, name, args, reply, opts...)
+}
+
+// NewStream opens a stream.
+func (r *Route) NewStream(ctx context.Context, desc *grpc.StreamDesc, name string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	conn, err := r.pick(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return conn.NewStream(ctx, desc, name, opts...)
+}

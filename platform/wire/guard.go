@@ -1,0 +1,176 @@
+package wire
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/api/skepv1"
+)
+
+// Guard authorizes every call of a server and forwards to the leader what only it serves.
+type Guard struct {
+	// Credentials tell the swarm that callers must belong to.
+	Credentials *Credentials
+	// Removed reports whether a node was removed from the swarm; its certificate is void.
+	Removed func(nodeID string) bool
+	// Leading reports whether this manager leads.
+	Leading func() bool
+	// Leader connects to the leader, or fails with model.ErrNoLeader.
+	Leader func(ctx context.Context) (grpc.ClientConnInterface, error)
+	// Local makes every caller this node itself: for a listener that only it can reach.
+	Local bool
+}
+
+// method is what the guard knows of one method.
+type method struct {
+	rule       *skepv1.Access
+	leaderOnly bool
+	desc       protoreflect.MethodDescriptor
+}
+
+// methods reads the rules of all linked-in methods of our packages, by their full path.
+func methods() map[string]method {
+	// Services that only the leader executes; other managers pass the calls on.
+	leaderServices := []protoreflect.FullName{
+		"docker.swarmkit.v1.CA", "docker.swarmkit.v1.NodeCA", "docker.swarmkit.v1.Dispatcher",
+		"docker.swarmkit.v1.ResourceAllocator", "docker.swarmkit.v1.LogBroker",
+		"docker.swarmkit.v1.RaftMembership", "skep.v1.Insight",
+	}
+	out := make(map[string]method)
+	protoregistry.GlobalFiles.RangeFiles(func(f protoreflect.FileDescriptor) bool {
+		if f.Package() != api.File_docker_swarmkit_v1_types_proto.Package() && f.Package() != skepv1.File_skep_v1_access_proto.Package() {
+			return true
+		}
+		for i := range f.Services().Len() {
+			s := f.Services().Get(i)
+			for j := range s.Methods().Len() {
+				m := s.Methods().Get(j)
+				rule, _ := proto.GetExtension(m.Options(), skepv1.E_Access).(*skepv1.Access)
+				out["/"+string(s.FullName())+"/"+string(m.Name())] = method{
+					rule: rule, leaderOnly: slices.Contains(leaderServices, s.FullName()), desc: m,
+				}
+			}
+		}
+		return true
+	})
+	return out
+}
+
+func denied(format string, args ...any) error {
+	return status.Errorf(codes.PermissionDenied, "Permission denied: "+format, args...)
+}
+
+// authorize decides about one call and returns the caller.
+func (g *Guard) authorize(ctx context.Context, m method, known bool) (Identity, error) {
+	if !known || m.rule == nil || (len(m.rule.GetRoles()) == 0 && !m.rule.GetAnyone()) {
+		return Identity{}, denied("the method declares no access rule")
+	}
+	clusterID := g.Credentials.ClusterID()
+	if g.Local {
+		return Identity{NodeID: g.Credentials.NodeID(), ClusterID: clusterID, OUs: []string{g.Credentials.Role()}, Addr: "@"}, nil
+	}
+	direct := peerIdentity(ctx)
+	caller, forwarded := forwardedIdentity(ctx, direct)
+	if forwarded {
+		if !authorizeForwarder(direct, clusterID) {
+			return Identity{}, denied("unauthorized forwarder")
+		}
+		if g.Removed(direct.NodeID) {
+			return Identity{}, denied("node %s was removed from swarm", direct.NodeID)
+		}
+	} else {
+		caller = direct
+	}
+	if m.rule.GetAnyone() {
+		// Whoever has a certificate is still known by it, unless it is void.
+		if caller.ClusterID != clusterID || g.Removed(caller.NodeID) {
+			caller = Identity{Addr: caller.Addr, Forwarder: caller.Forwarder}
+		}
+		return caller, nil
+	}
+	switch {
+	case caller.NodeID == "" || caller.ClusterID == "" || len(caller.OUs) == 0:
+		return Identity{}, denied("unauthorized peer role: rpc caller has no certificate")
+	case caller.ClusterID != clusterID:
+		return Identity{}, denied("unauthorized peer organization: %s", caller.ClusterID)
+	case !slices.ContainsFunc(m.rule.GetRoles(), caller.Is):
+		return Identity{}, denied("unauthorized peer role: %s", strings.Join(caller.OUs, ", "))
+	case g.Removed(caller.NodeID):
+		return Identity{}, denied("node %s was removed from swarm", caller.NodeID)
+	}
+	return caller, nil
+}
+
+// target decides whether a call goes to the leader; nil means that it is served here.
+func (g *Guard) target(ctx context.Context, m method, caller Identity) (grpc.ClientConnInterface, error) {
+	if !m.leaderOnly || g.Leading() {
+		return nil, nil //nolint:nilnil // nil is the answer "here"
+	}
+	md, _ := metadata.FromIncomingContext(ctx)
+	if caller.Forwarder != "" || len(md.Get(keyRedirect)) > 0 {
+		return nil, status.Errorf(codes.ResourceExhausted, "more than one redirect to leader from: %v", md.Get(keyRedirect))
+	}
+	conn, err := g.Leader(ctx)
+	if err != nil {
+		return nil, ToStatus(err)
+	}
+	return conn, nil
+}
+
+// ServerOptions returns the interceptors that every server of a manager must have.
+func (g *Guard) ServerOptions() []grpc.ServerOption {
+	table := methods()
+	return []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+			m, known := table[info.FullMethod]
+			caller, err := g.authorize(ctx, m, known)
+			if err != nil {
+				return nil, err
+			}
+			conn, err := g.target(ctx, m, caller)
+			if err != nil {
+				return nil, err
+			}
+			if conn != nil {
+				return forwardUnary(forwardContext(ctx, caller), conn, info.FullMethod, m, req)
+			}
+			resp, err := handler(WithIdentity(ctx, caller), req)
+			return resp, ToStatus(err)
+		}),
+		grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+			m, known := table[info.FullMethod]
+			caller, err := g.authorize(stream.Context(), m, known)
+			if err != nil {
+				return err
+			}
+			conn, err := g.target(stream.Context(), m, caller)
+			if err != nil {
+				return err
+			}
+			if conn != nil {
+				return forwardStream(forwardContext(stream.Context(), caller), conn, info, m, stream)
+			}
+			return ToStatus(handler(srv, &identified{ServerStream: stream, ctx: WithIdentity(stream.Context(), caller)}))
+		}),
+	}
+}
+
+// identified is a stream whose context knows the caller.
+type identified struct {
+	grpc.ServerStream
+
+	ctx context.Context //nolint:containedctx // grpc's way to replace a stream's context
+}
+
+// Context returns the context with the caller's identity.
+func (s *identified) Context() context.Context { return s.ctx }

@@ -1,0 +1,130 @@
+package wire
+
+import (
+	"context"
+	"slices"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/skep-dev/skep/core/pki"
+)
+
+// Metadata keys by which a manager passes on whose call it forwards. All are sent even for
+// callers without a certificate: else the leader would take the forwarder for the caller.
+const (
+	keyForwarded = "forwarded_cert"
+	keyCN        = "forwarded_cert_cn"
+	keyOrg       = "forwarded_cert_org"
+	keyOU        = "forwarded_cert_ou"
+	keyAddr      = "remote_addr"
+	keyRedirect  = "redirect"
+)
+
+// Identity is who makes a call. The zero value is a caller without a certificate.
+type Identity struct {
+	NodeID    string
+	ClusterID string
+	// OUs are the organizational units of the certificate, one of them the role.
+	OUs []string
+	// Addr is the caller's ip:port.
+	Addr string
+	// Forwarder is the manager that forwarded the call, or "".
+	Forwarder string
+}
+
+// Anonymous reports whether the caller presented no certificate.
+func (i Identity) Anonymous() bool { return i.NodeID == "" && len(i.OUs) == 0 }
+
+// Is reports whether the caller has a role.
+func (i Identity) Is(role string) bool { return slices.Contains(i.OUs, role) }
+
+type identityKey struct{}
+
+// WithIdentity returns a context in which Caller finds an identity.
+func WithIdentity(ctx context.Context, id Identity) context.Context {
+	return context.WithValue(ctx, identityKey{}, id)
+}
+
+// Caller returns who makes the call that ctx belongs to, after authorization.
+func Caller(ctx context.Context) (Identity, bool) {
+	id, ok := ctx.Value(identityKey{}).(Identity)
+	return id, ok
+}
+
+// CallerNode is Caller in the form that services take: the node and its address.
+func CallerNode(ctx context.Context) (nodeID, addr string, err error) {
+	id, ok := Caller(ctx)
+	if !ok || id.NodeID == "" {
+		return "", "", status.Error(codes.PermissionDenied, "Permission denied: unauthorized peer role: rpc caller has no certificate")
+	}
+	return id.NodeID, id.Addr, nil
+}
+
+// peerIdentity reads the direct peer of a connection.
+func peerIdentity(ctx context.Context) Identity {
+	var id Identity
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return id
+	}
+	if p.Addr != nil {
+		id.Addr = p.Addr.String()
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return id
+	}
+	subject := info.State.VerifiedChains[0][0].Subject
+	id.NodeID, id.OUs = subject.CommonName, subject.OrganizationalUnit
+	if len(subject.Organization) > 0 {
+		id.ClusterID = subject.Organization[0]
+	}
+	return id
+}
+
+// forwardedIdentity reads the caller that a manager speaks for. ok is false when the call
+// was not forwarded.
+func forwardedIdentity(ctx context.Context, forwarder Identity) (id Identity, ok bool) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	if v := md.Get(keyForwarded); len(v) != 1 || v[0] != "true" {
+		return Identity{}, false
+	}
+	first := func(key string) string {
+		if v := md.Get(key); len(v) > 0 {
+			return v[0]
+		}
+		return ""
+	}
+	return Identity{
+		NodeID: first(keyCN), ClusterID: first(keyOrg), OUs: md.Get(keyOU),
+		Addr: first(keyAddr), Forwarder: forwarder.NodeID,
+	}, true
+}
+
+// forwardContext returns a context for the call to the leader that carries the caller's
+// metadata and identity.
+func forwardContext(ctx context.Context, caller Identity) context.Context {
+	md, _ := metadata.FromIncomingContext(ctx)
+	md = md.Copy()
+	for _, key := range []string{keyForwarded, keyCN, keyOrg, keyOU, keyAddr, keyRedirect} {
+		md.Delete(key)
+	}
+	md.Set(keyForwarded, "true")
+	md.Set(keyCN, caller.NodeID)
+	md.Set(keyOrg, caller.ClusterID)
+	if len(caller.OUs) > 0 {
+		md.Set(keyOU, caller.OUs...)
+	}
+	md.Set(keyAddr, caller.Addr)
+	md.Set(keyRedirect, caller.Addr)
+	return metadata.NewOutgoingContext(ctx, md)
+}
+
+// authorizeForwarder checks that the direct peer may speak for others.
+func authorizeForwarder(forwarder Identity, clusterID string) bool {
+	return forwarder.Is(pki.ManagerRole) && forwarder.ClusterID == clusterID
+}
