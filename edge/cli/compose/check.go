@@ -95,33 +95,26 @@ func why(path string) string {
 	}
 }
 
-// check refuses every key of the model that has a value and would have no effect.
-func check(model map[string]any, project *types.Project) error {
+// unsupported returns the paths of keys that have a value and would have no effect.
+func unsupported(model map[string]any) []string {
 	var bad []string
-	walk(&bad, "", prune(model, project), supported())
+	walk(&bad, "", model, supported())
 	slices.Sort(bad)
-	errs := make([]error, 0, len(bad))
-	for _, path := range slices.Compact(bad) {
+	return slices.Compact(bad)
+}
+
+// refuse turns paths into an error, but for those of services that no profile selects.
+func refuse(bad []string, project *types.Project) error {
+	var errs []error
+	for _, path := range bad {
+		if rest, ok := strings.CutPrefix(path, "services."); ok {
+			if _, active := project.Services[rest[:strings.IndexAny(rest+".", ".[")]]; !active {
+				continue
+			}
+		}
 		errs = append(errs, fmt.Errorf("%s: %s", path, why(path)))
 	}
 	return errors.Join(errs...)
-}
-
-// prune leaves services out that no active profile selects.
-func prune(model map[string]any, project *types.Project) map[string]any {
-	out := maps.Clone(model)
-	services, ok := model["services"].(map[string]any)
-	if !ok {
-		return out
-	}
-	active := map[string]any{}
-	for name, s := range services {
-		if _, ok := project.Services[name]; ok {
-			active[name] = s
-		}
-	}
-	out["services"] = active
-	return out
 }
 
 func walk(bad *[]string, path string, value any, t tree) {

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -75,17 +76,18 @@ type Config struct {
 
 // Load reads compose files. Errors name the file, service and key that they are about.
 func Load(ctx context.Context, o Options) (*Stack, error) {
-	model, project, err := read(ctx, o)
+	project, bad, err := read(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	if err := check(model, project); err != nil {
+	if err := refuse(bad, project); err != nil {
 		return nil, err
 	}
 	return convert(project)
 }
 
-func read(ctx context.Context, o Options) (map[string]any, *types.Project, error) {
+// read loads the files. bad are the keys that no stack has, of inactive services as well.
+func read(ctx context.Context, o Options) (project *types.Project, bad []string, err error) {
 	for _, f := range o.Files {
 		if f == "-" {
 			continue
@@ -99,30 +101,48 @@ func read(ctx context.Context, o Options) (map[string]any, *types.Project, error
 		cli.WithEnvFiles(o.EnvFiles...),
 		cli.WithDotEnv,
 		cli.WithDefaultConfigPath,
-		cli.WithDefaultProfiles(o.Profiles...),
-		cli.WithName(o.Name),
 	)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read compose file: %w", err)
 	}
-	model, err := options.LoadModel(ctx)
+	dir, err := options.GetWorkingDir()
 	if err != nil {
 		return nil, nil, fmt.Errorf("read compose file: %w", err)
 	}
-	if o.Name == "" {
-		o.Name, _ = model["name"].(string)
-	}
-	project, err := options.LoadProject(ctx)
+	details, err := options.ReadConfigFiles(ctx, dir, options)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read compose file: %w", err)
 	}
-	if project.Name == "" {
+	details.Environment = options.Environment
+	name, given := o.Name, o.Name != ""
+	if !given {
+		name = loader.NormalizeProjectName(filepath.Base(dir))
+	} else if name != loader.NormalizeProjectName(name) {
+		return nil, nil, fmt.Errorf("%q is not a name for a stack: use a-z, 0-9, _ and -", name)
+	}
+	settings := func(l *loader.Options) {
+		l.SetProjectName(name, given)
+		l.Profiles = o.Profiles
+		if many := options.Environment["COMPOSE_PROFILES"]; len(l.Profiles) == 0 && many != "" {
+			l.Profiles = strings.Split(many, ",")
+		}
+	}
+	model, err := loader.LoadModelWithContext(ctx, *details, settings)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read compose file: %w", err)
+	}
+	if declared, ok := model["name"].(string); ok {
+		name, given = declared, true
+	}
+	if name == "" {
 		return nil, nil, errors.New("the stack has no name: give it one with --name, or with the key name in the file")
 	}
-	if project.Name != loader.NormalizeProjectName(project.Name) {
-		return nil, nil, fmt.Errorf("%q is not a name for a stack: use a-z, 0-9, _ and -", project.Name)
+	bad = unsupported(model) // before the model is consumed
+	project, err = loader.ModelToProject(model, loader.ToOptions(details, []func(*loader.Options){settings}), *details)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read compose file: %w", err)
 	}
-	return model, project, nil
+	return project, bad, nil
 }
 
 func convert(p *types.Project) (*Stack, error) {

@@ -1,0 +1,172 @@
+package compose
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func TestGolden(t *testing.T) {
+	for name, o := range map[string]Options{
+		"small":     {Files: []string{"testdata/small/compose.yaml"}},
+		"full":      {Files: []string{"testdata/full/compose.yaml"}, Env: []string{"FROM_ENV=set"}},
+		"two files": {Files: []string{"testdata/full/compose.yaml", "testdata/full/production.yaml"}, Env: []string{"TAG=9"}, Name: "other"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := Load(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := json.MarshalIndent(s, "", "  ")
+			if err != nil {
+				t.Fatal(err)
+			}
+			here, err := filepath.Abs("testdata")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(bytes.ReplaceAll(got, []byte(here), []byte("HERE")), '\n')
+			file := filepath.Join("testdata", strings.ReplaceAll(name, " ", "-")+".golden.json")
+			if *update {
+				if err := os.WriteFile(file, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), string(got)); diff != "" {
+				t.Errorf("-want +got (rewrite with -update):\n%s", diff)
+			}
+			again, err := Load(t.Context(), o)
+			if diff := cmp.Diff(s, again, cmpopts.EquateComparable(netip.Addr{})); err != nil || diff != "" {
+				t.Errorf("a second load differs: %v\n%s", err, diff)
+			}
+		})
+	}
+}
+
+// TestRefusals holds the text that a person meets for what a swarm does not do.
+func TestRefusals(t *testing.T) {
+	service := func(body string) string { return "name: s\nservices:\n  web:\n    image: x\n" + body }
+	for name, c := range map[string]struct{ file, want string }{
+		"ingress short":      {service("    ports: [\"8080:80\"]\n"), "services.web.ports[0]: 8080:80 is published by the routing mesh, which is not supported yet: publish it on the task's own node with the long form and `mode: host`"},
+		"ingress long":       {service("    ports: [{target: 80, published: '8080'}]\n"), "services.web.ports[0]: 8080:80 is published by the routing mesh"},
+		"host ip":            {service("    ports: [{target: 80, mode: host, host_ip: 127.0.0.1}]\n"), "services.web.ports[0].host_ip: a swarm publishes on all addresses"},
+		"port range":         {service("    ports: [{target: 80, published: 8000-8010, mode: host}]\n"), "services.web.ports[0].published: \"8000-8010\" is not one port"},
+		"network":            {service("    networks: [front]\n") + "networks: {front: {}}\n", "services.web.networks.front: overlay networks are not supported yet"},
+		"top network":        {service("    networks: [front]\n") + "networks: {front: {}}\n", "networks.front: overlay networks are not supported yet"},
+		"default network":    {service("") + "networks: {default: {driver: overlay}}\n", "networks.default.driver: overlay networks are not supported yet"},
+		"aliases":            {service("    networks: {default: {aliases: [a]}}\n"), "services.web.networks.default.aliases: overlay networks"},
+		"network mode":       {service("    network_mode: host\n"), "services.web.network_mode: only the node's local bridge"},
+		"build":              {service("    build: .\n"), "services.web.build: nodes run images"},
+		"privileged":         {service("    privileged: true\n"), "services.web.privileged: services of a swarm do not have it"},
+		"container name":     {service("    container_name: web\n"), "services.web.container_name: every task's container has a name of its own"},
+		"links":              {service("    links: [web2]\n  web2: {image: y}\n"), "services.web.links: overlay networks"},
+		"expose":             {service("    expose: ['80']\n"), "services.web.expose: overlay networks"},
+		"devices":            {service("    devices: ['/dev/null:/dev/null']\n"), "services.web.devices: services of a swarm"},
+		"shm":                {service("    shm_size: 64m\n"), "services.web.shm_size: not supported yet"},
+		"hooks":              {service("    post_start: [{command: ls}]\n"), "services.web.post_start: not supported yet"},
+		"device reservation": {service("    deploy: {resources: {reservations: {devices: [{capabilities: [gpu]}]}}}\n"), "services.web.deploy.resources.reservations.devices: services"},
+		"selinux":            {service("    volumes: ['/a:/a:z']\n"), "services.web.volumes[0].bind.selinux: labels of bind mounts"},
+		"no image":           {"name: s\nservices:\n  web:\n    command: x\n", "neither an image"},
+		"volume undeclared":  {service("    volumes: ['data:/data']\n"), "data"},
+		"volume image":       {service("    volumes: [{type: image, source: x, target: /x}]\n"), "services.web.volumes[0].type: \"image\" is none of"},
+		"two mounts":         {service("    tmpfs: [/a]\n    volumes: ['/x:/a']\n"), "services.web.volumes: two mounts on /a"},
+		"tmpfs option":       {service("    tmpfs: ['/a:huge=always']\n"), "option \"huge\" is not supported"},
+		"mode":               {service("    deploy: {mode: sometimes}\n"), "services.web.deploy.mode: \"sometimes\" is none of"},
+		"global replicas":    {service("    deploy: {mode: global, replicas: 2}\n"), "services.web.deploy.replicas: a global service"},
+		"restart":            {service("    restart: maybe\n"), "services.web.restart"},
+		"condition":          {service("    deploy: {restart_policy: {condition: maybe}}\n"), "services.web.deploy.restart_policy.condition: \"maybe\""},
+		"failure action":     {service("    deploy: {update_config: {failure_action: maybe}}\n"), "services.web.deploy.update_config.failure_action"},
+		"order":              {service("    deploy: {rollback_config: {order: maybe}}\n"), "services.web.deploy.rollback_config.order"},
+		"endpoint mode":      {service("    deploy: {endpoint_mode: maybe}\n"), "services.web.deploy.endpoint_mode"},
+		"security option":    {service("    security_opt: ['label:disable']\n"), "services.web.security_opt: \"label:disable\" is not supported"},
+		"dns":                {service("    dns: [nowhere]\n"), "services.web.dns: \"nowhere\" is not an IP address"},
+		"swap":               {service("    memswap_limit: 10m\n"), "services.web.memswap_limit"},
+		"platform":           {service("    platform: linux\n"), "services.web.platform: \"linux\""},
+		"secret undeclared":  {service("    secrets: [x]\n"), "x"},
+		"secret empty":       {service("    secrets: [x]\n") + "secrets: {x: {environment: NOPE}}\n", "NOPE"},
+		"unknown key":        {service("    colour: red\n"), "colour"},
+		"not yaml":           {"a: [", "compose"},
+		"nothing":            {"name: s\nservices: {}\n", "no service"},
+		"both":               {service("    build: .\n    privileged: true\n"), "services.web.build: nodes run images, they do not build them: build and push the image, or load it on every node with `skep load`, and name it with image\nservices.web.privileged"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			file := filepath.Join(dir, "compose.yaml")
+			if err := os.WriteFile(file, []byte(c.file), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := Load(t.Context(), Options{Files: []string{file}})
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v\nwant it to contain %s", err, c.want)
+			}
+		})
+	}
+}
+
+// TestNothingAskedForIsNothingRefused: keys with values that ask for nothing pass.
+func TestNothingAskedForIsNothingRefused(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "compose.yaml")
+	text := "name: s\nservices:\n  web:\n    image: x\n    privileged: false\n    devices: []\n    networks: [default]\n    x-mine: {a: 1}\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Load(t.Context(), Options{Files: []string{file}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := s.Services[0].Spec.TaskTemplate.Networks; n != nil {
+		t.Errorf("networks %v", n)
+	}
+}
+
+func TestStackName(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "My.App")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "compose.yaml")
+	if err := os.WriteFile(file, []byte("services: {web: {image: x}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Load(t.Context(), Options{Files: []string{file}})
+	if err != nil || s.Name != "myapp" {
+		t.Errorf("name of the directory: %v, %v", s, err)
+	}
+	s, err = Load(t.Context(), Options{Files: []string{file}, Name: "shop"})
+	if err != nil || s.Services[0].Spec.Name != "shop_web" {
+		t.Errorf("given name: %v, %v", s, err)
+	}
+	if _, err = Load(t.Context(), Options{Files: []string{file}, Name: "Not Good"}); err == nil {
+		t.Error("a bad name was accepted")
+	}
+	if _, err := Load(t.Context(), Options{Files: []string{filepath.Join(dir, "none.yaml")}}); err == nil || !strings.Contains(err.Error(), "none.yaml") {
+		t.Errorf("missing file: %v", err)
+	}
+}
+
+func FuzzTmpfs(f *testing.F) {
+	f.Add("/run:size=64m,mode=1777")
+	f.Add("/run")
+	f.Add("run:ro")
+	f.Add("/a:size=")
+	f.Fuzz(func(t *testing.T, text string) {
+		m, err := tmpfs("x", text)
+		if err == nil && !filepath.IsAbs(m.Target) {
+			t.Errorf("%q gives target %q", text, m.Target)
+		}
+	})
+}
