@@ -83,7 +83,7 @@ func TestRefusals(t *testing.T) {
 		"no image":           {"name: s\nservices:\n  web:\n    command: x\n", "neither an image"},
 		"volume undeclared":  {service("    volumes: ['data:/data']\n"), "data"},
 		"volume image":       {service("    volumes: [{type: image, source: x, target: /x}]\n"), "services.web.volumes[0].type: \"image\" is none of"},
-		"two mounts":         {service("    tmpfs: [/a]\n    volumes: ['/x:/a']\n"), "services.web.volumes: two mounts on /a"},
+		"two mounts":         {service("    tmpfs: [/a]\n    volumes: ['/x:/a']\n"), "target /a already mounted"},
 		"tmpfs option":       {service("    tmpfs: ['/a:huge=always']\n"), "option \"huge\" is not supported"},
 		"mode":               {service("    deploy: {mode: sometimes}\n"), "services.web.deploy.mode: \"sometimes\" is none of"},
 		"global replicas":    {service("    deploy: {mode: global, replicas: 2}\n"), "services.web.deploy.replicas: a global service"},

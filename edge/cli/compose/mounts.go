@@ -30,11 +30,6 @@ func (s *Stack) mounts(p *types.Project, at string, c types.ServiceConfig) ([]mo
 		errs = append(errs, err)
 	}
 	slices.SortStableFunc(out, func(a, b mount.Mount) int { return strings.Compare(a.Target, b.Target) })
-	for i := 1; i < len(out); i++ {
-		if out[i].Target == out[i-1].Target {
-			errs = append(errs, fmt.Errorf("%s.volumes: two mounts on %s", at, out[i].Target))
-		}
-	}
 	return out, errors.Join(errs...)
 }
 
