@@ -76,6 +76,7 @@ func (o *Ops) UpdateNode(ctx context.Context, req *api.UpdateNodeRequest) (*api.
 	if err := needUpdate(req.GetNodeId(), req.GetNodeVersion(), req.GetSpec() != nil); err != nil {
 		return nil, fail(err)
 	}
+	members := o.members.Members()
 	var updated *api.Node
 	err := o.update(ctx, func(tx *store.Tx) error {
 		old := tx.Snapshot().Node(req.GetNodeId())
@@ -83,7 +84,7 @@ func (o *Ops) UpdateNode(ctx context.Context, req *api.UpdateNodeRequest) (*api.
 			return notFound("node", req.GetNodeId())
 		}
 		if old.GetSpec().GetDesiredRole() == api.NodeRole_MANAGER && req.GetSpec().GetDesiredRole() == api.NodeRole_WORKER {
-			if err := o.checkDemotion(tx.Snapshot(), old.GetId()); err != nil {
+			if err := checkDemotion(tx.Snapshot(), old.GetId(), members); err != nil {
 				return err
 			}
 		}
@@ -95,13 +96,13 @@ func (o *Ops) UpdateNode(ctx context.Context, req *api.UpdateNodeRequest) (*api.
 	if err != nil {
 		return nil, fail(err)
 	}
-	return &api.UpdateNodeResponse{Node: withManagerStatus(updated, o.members.Members())}, nil
+	return &api.UpdateNodeResponse{Node: withManagerStatus(updated, members)}, nil
 }
 
 // checkDemotion refuses what would end the swarm. It counts wanted managers, not
 // present ones, so that demotions under way are taken into account.
-func (o *Ops) checkDemotion(s *store.Snapshot, nodeID string) error {
-	member := memberOf(nodeID, o.members.Members())
+func checkDemotion(s *store.Snapshot, nodeID string, members []*api.RaftMember) error {
+	member := memberOf(nodeID, members)
 	if member == nil {
 		return model.Errorf(model.NotFound, "can't find manager in raft memberlist")
 	}
@@ -114,10 +115,21 @@ func (o *Ops) checkDemotion(s *store.Snapshot, nodeID string) error {
 	if managers <= 1 {
 		return model.Errorf(model.Precondition, "attempting to demote the last manager of the swarm")
 	}
-	if !o.members.CanRemove(member.GetRaftId()) {
+	if !quorumWithout(member, members) {
 		return model.Errorf(model.Precondition, "can't remove member from the raft: this would result in a loss of quorum")
 	}
 	return nil
+}
+
+// quorumWithout reports whether a quorum of reachable members would be left without one.
+func quorumWithout(removed *api.RaftMember, members []*api.RaftMember) bool {
+	reachable := 0
+	for _, m := range members {
+		if m.GetRaftId() != removed.GetRaftId() && m.GetStatus().GetReachability() == api.RaftMemberStatus_REACHABLE {
+			reachable++
+		}
+	}
+	return reachable > (len(members)-1)/2
 }
 
 // RemoveNode deletes a node that is down, or any with force, orphans its tasks and
@@ -126,12 +138,13 @@ func (o *Ops) RemoveNode(ctx context.Context, req *api.RemoveNodeRequest) (*api.
 	if err := needID(req.GetNodeId()); err != nil {
 		return nil, fail(err)
 	}
+	members := o.members.Members()
 	err := o.update(ctx, func(tx *store.Tx) error {
 		n := tx.Snapshot().Node(req.GetNodeId())
 		if n == nil {
 			return notFound("node", req.GetNodeId())
 		}
-		if n.GetSpec().GetDesiredRole() == api.NodeRole_MANAGER || memberOf(n.GetId(), o.members.Members()) != nil {
+		if n.GetSpec().GetDesiredRole() == api.NodeRole_MANAGER || memberOf(n.GetId(), members) != nil {
 			return model.Errorf(model.Precondition, "node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal", n.GetId())
 		}
 		if !req.GetForce() && n.GetStatus().GetState() == api.NodeStatus_READY {

@@ -13,11 +13,9 @@ import (
 
 // Membership is what ops needs to know of raft's members.
 type Membership interface {
-	// Members lists the members of raft with their status as this leader sees it.
+	// Members lists the members of raft with their status as this leader sees it. It is
+	// never called inside a transaction.
 	Members() []*api.RaftMember
-	// CanRemove reports whether a quorum of reachable members would be left without
-	// this one.
-	CanRemove(raftID uint64) bool
 }
 
 // Config says what an Ops works on.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http/httptest"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -167,7 +168,6 @@ func (d *daemon) Members() []*api.RaftMember {
 		Status: &api.RaftMemberStatus{Leader: true, Reachability: api.RaftMemberStatus_REACHABLE},
 	}}
 }
-func (d *daemon) CanRemove(uint64) bool { return false }
 
 // newDaemon returns a daemon outside any swarm whose parts end with the test.
 func newDaemon(t *testing.T) *daemon {
@@ -175,6 +175,7 @@ func newDaemon(t *testing.T) *daemon {
 	d := &daemon{state: replica.NewMemory(store.Empty()), info: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}}
 	server := grpc.NewServer()
 	api.RegisterControlServer(server, ops.New(ops.Config{State: d.state, Membership: d}))
+	skepv1.RegisterInsightServer(server, ops.NewInsight(d.state, d, nil))
 	api.RegisterLogsServer(server, &logServer{state: d.state})
 	listener := bufconn.Listen(1 << 20)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -217,15 +218,14 @@ func (d *daemon) orchestrate(ctx context.Context) {
 }
 
 func reconcile(tx *store.Tx) error {
-	for task := range tx.Snapshot().Tasks() {
+	for _, task := range slices.Collect(tx.Snapshot().Tasks()) {
 		if tx.Snapshot().Service(task.GetServiceId()) == nil {
 			if err := tx.Remove(model.Tasks, task.GetId()); err != nil {
 				return err
 			}
-			return reconcile(tx)
 		}
 	}
-	for service := range tx.Snapshot().Services() {
+	for _, service := range slices.Collect(tx.Snapshot().Services()) {
 		if err := reconcileService(tx, service); err != nil {
 			return err
 		}
@@ -236,7 +236,7 @@ func reconcile(tx *store.Tx) error {
 func reconcileService(tx *store.Tx, service *api.Service) error {
 	wanted := service.GetSpec().GetReplicated().GetReplicas()
 	have := make(map[uint64]bool)
-	for task := range tx.Snapshot().TasksByService(service.GetId()) {
+	for _, task := range slices.Collect(tx.Snapshot().TasksByService(service.GetId())) {
 		if task.GetDesiredState() != api.TaskState_RUNNING {
 			continue
 		}
