@@ -2,16 +2,13 @@ package ops
 
 import (
 	"context"
-	"fmt"
-	"io"
-	"math/big"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
 )
 
@@ -97,7 +94,7 @@ func (o *Ops) UpdateCluster(ctx context.Context, req *api.UpdateClusterRequest) 
 			// Reads blank them, so what comes back without them means no change.
 			updated.Spec.CaConfig.SigningCaCert, updated.Spec.CaConfig.SigningCaKey = ca.GetSigningCaCert(), ca.GetSigningCaKey()
 		}
-		if err := o.rotateTokens(updated.GetRootCa().GetJoinTokens(), req.GetRotation()); err != nil {
+		if err := o.rotateTokens(updated, req.GetRotation()); err != nil {
 			return err
 		}
 		purgeBlacklist(updated, tx.Now())
@@ -144,8 +141,9 @@ func sameExternalCAs(a, b []*api.ExternalCA) bool {
 	return proto.Equal(&api.CAConfig{ExternalCas: a}, &api.CAConfig{ExternalCas: b})
 }
 
-// rotateTokens gives the chosen tokens new secrets; the digest of the root stays.
-func (o *Ops) rotateTokens(tokens *api.JoinTokens, rotation *api.KeyRotation) error {
+// rotateTokens gives the chosen roles new tokens for the present root.
+func (o *Ops) rotateTokens(c *api.Cluster, rotation *api.KeyRotation) error {
+	tokens := c.GetRootCa().GetJoinTokens()
 	if tokens == nil {
 		return nil
 	}
@@ -156,20 +154,10 @@ func (o *Ops) rotateTokens(tokens *api.JoinTokens, rotation *api.KeyRotation) er
 		if !t.rotate {
 			continue
 		}
-		secret, err := newTokenSecret(o.random)
-		if err != nil {
+		var err error
+		if *t.token, err = pki.NewToken(o.random, c.GetRootCa().GetCaCert(), c.GetFips()); err != nil {
 			return err
 		}
-		*t.token = (*t.token)[:strings.LastIndexByte(*t.token, '-')+1] + secret
 	}
 	return nil
-}
-
-// newTokenSecret makes the last part of a join token: 16 random bytes in base 36, 25 digits.
-func newTokenSecret(random io.Reader) (string, error) {
-	var b [16]byte
-	if _, err := io.ReadFull(random, b[:]); err != nil {
-		return "", fmt.Errorf("make join token: %w", err)
-	}
-	return fmt.Sprintf("%025s", new(big.Int).SetBytes(b[:]).Text(36)), nil
 }
