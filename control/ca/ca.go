@@ -1,0 +1,187 @@
+// Package ca issues the swarm's certificates: it serves the root bundle, takes requests
+// from joining and renewing nodes, and signs them on the leader.
+//
+// Its state is the replicated state: a request is a field of the node object, and the
+// signing loop writes the certificate there. What a certificate looks like is core/pki's.
+package ca
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/control/replica"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
+	"github.com/skep-dev/skep/core/store"
+	"github.com/skep-dev/skep/platform/wire"
+)
+
+const (
+	// joinBurst and joinRate bound token checks of strangers: beyond, calls are refused with
+	// ResourceExhausted, and the node tries again.
+	joinBurst = 200
+	joinRate  = 50 // a second
+)
+
+// Server implements the CA and NodeCA services on the leader.
+type Server struct {
+	api.UnimplementedCAServer
+	api.UnimplementedNodeCAServer
+
+	state replica.State
+	log   *slog.Logger
+
+	mu     sync.Mutex
+	tokens float64
+	filled time.Time
+}
+
+// New returns a Server; it issues nothing before Run.
+func New(state replica.State, log *slog.Logger) *Server {
+	return &Server{state: state, log: log, tokens: joinBurst}
+}
+
+// GetRootCACertificate returns the root bundle that join tokens pin.
+func (s *Server) GetRootCACertificate(context.Context, *api.GetRootCACertificateRequest) (*api.GetRootCACertificateResponse, error) {
+	cluster := s.state.View().Cluster()
+	if cluster == nil {
+		return nil, status.Error(codes.Aborted, "CA signer is still starting")
+	}
+	return &api.GetRootCACertificateResponse{Certificate: cluster.GetRootCa().GetCaCert()}, nil
+}
+
+// GetUnlockKey returns the key encryption key of managers, empty if there is none.
+func (s *Server) GetUnlockKey(context.Context, *api.GetUnlockKeyRequest) (*api.GetUnlockKeyResponse, error) {
+	cluster := s.state.View().Cluster()
+	if cluster == nil {
+		return nil, status.Error(codes.Aborted, "CA signer is still starting")
+	}
+	resp := &api.GetUnlockKeyResponse{Version: cluster.GetMeta().GetVersion()}
+	for _, k := range cluster.GetUnlockKeys() {
+		if k.GetSubsystem() == pki.ManagerRole {
+			resp.UnlockKey = k.GetKey()
+		}
+	}
+	return resp, nil
+}
+
+// IssueNodeCertificate records a request: a renewal for the caller's own node if it has a
+// valid certificate, else a new node if the join token is right.
+func (s *Server) IssueNodeCertificate(ctx context.Context, req *api.IssueNodeCertificateRequest) (*api.IssueNodeCertificateResponse, error) {
+	if len(req.GetCsr()) == 0 {
+		return nil, status.Error(codes.InvalidArgument, "invalid CSR: empty")
+	}
+	if _, err := pki.ParseCSR(req.GetCsr()); err != nil {
+		return nil, err
+	}
+	if s.state.View().Cluster() == nil {
+		return nil, status.Error(codes.Aborted, "CA signer is still starting")
+	}
+	caller, _ := wire.Caller(ctx)
+	if caller.NodeID != "" && (caller.Is(pki.WorkerRole) || caller.Is(pki.ManagerRole)) {
+		return s.renew(ctx, caller.NodeID, req.GetCsr())
+	}
+	if !s.admit(time.Now()) {
+		return nil, status.Error(codes.ResourceExhausted, "too many nodes are joining at once; try again")
+	}
+	return s.join(ctx, req)
+}
+
+// admit takes one from the bucket of join attempts.
+func (s *Server) admit(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.tokens = min(joinBurst, s.tokens+now.Sub(s.filled).Seconds()*joinRate)
+	s.filled = now
+	if s.tokens < 1 {
+		return false
+	}
+	s.tokens--
+	return true
+}
+
+func (s *Server) renew(ctx context.Context, nodeID string, csr []byte) (*api.IssueNodeCertificateResponse, error) {
+	resp := &api.IssueNodeCertificateResponse{NodeId: nodeID}
+	_, err := s.state.Update(ctx, func(tx *store.Tx) error {
+		node := tx.Snapshot().Node(nodeID)
+		if node == nil {
+			return model.Errorf(model.NotFound, "node %s not found when attempting to renew certificate", nodeID)
+		}
+		node = model.Clone(node)
+		node.Certificate = &api.Certificate{
+			Csr: csr, Cn: nodeID, Role: node.GetRole(),
+			Status: &api.IssuanceStatus{State: api.IssuanceStatus_RENEW},
+		}
+		resp.NodeMembership = node.GetSpec().GetMembership()
+		return tx.Update(node)
+	})
+	return resp, err
+}
+
+func (s *Server) join(ctx context.Context, req *api.IssueNodeCertificateRequest) (*api.IssueNodeCertificateResponse, error) {
+	id, err := model.NewID(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.state.Update(ctx, func(tx *store.Tx) error {
+		cluster := tx.Snapshot().Cluster()
+		tokens := cluster.GetRootCa().GetJoinTokens()
+		var role api.NodeRole
+		switch {
+		case pki.SameToken(req.GetToken(), tokens.GetManager()):
+			role = api.NodeRole_MANAGER
+		case pki.SameToken(req.GetToken(), tokens.GetWorker()):
+			role = api.NodeRole_WORKER
+		default:
+			return model.Errorf(model.Invalid, "A valid join token is necessary to join this cluster")
+		}
+		return tx.Create(&api.Node{
+			Id: id,
+			Spec: &api.NodeSpec{
+				Annotations: new(api.Annotations), DesiredRole: role,
+				Membership: api.NodeSpec_ACCEPTED, Availability: req.GetAvailability(),
+			},
+			Status: new(api.NodeStatus),
+			Role:   role,
+			Certificate: &api.Certificate{
+				Csr: req.GetCsr(), Cn: id, Role: role,
+				Status: &api.IssuanceStatus{State: api.IssuanceStatus_PENDING},
+			},
+			VXLANUDPPort: cluster.GetVXLANUDPPort(),
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.log.Info("node asks to join", slog.String("node_id", id))
+	return &api.IssueNodeCertificateResponse{NodeId: id, NodeMembership: api.NodeSpec_ACCEPTED}, nil
+}
+
+// NodeCertificateStatus waits until a node's certificate is issued or has failed, as long
+// as the caller's deadline allows.
+func (s *Server) NodeCertificateStatus(ctx context.Context, req *api.NodeCertificateStatusRequest) (*api.NodeCertificateStatusResponse, error) {
+	if req.GetNodeId() == "" {
+		return nil, status.Error(codes.InvalidArgument, "node id must be provided")
+	}
+	for at := s.state.Follow(); ; {
+		node := at.Snapshot().Node(req.GetNodeId())
+		if node == nil {
+			return nil, status.Errorf(codes.NotFound, "node %s not found", req.GetNodeId())
+		}
+		switch node.GetCertificate().GetStatus().GetState() {
+		case api.IssuanceStatus_ISSUED, api.IssuanceStatus_FAILED, api.IssuanceStatus_ROTATE:
+			return &api.NodeCertificateStatusResponse{Status: node.GetCertificate().GetStatus(), Certificate: node.GetCertificate()}, nil
+		case api.IssuanceStatus_UNKNOWN, api.IssuanceStatus_RENEW, api.IssuanceStatus_PENDING:
+		}
+		if _, _, err := at.Next(ctx); err != nil {
+			return nil, err
+		}
+	}
+}

@@ -1,0 +1,130 @@
+package enroll
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/pki"
+	"github.com/skep-dev/skep/platform/keystore"
+	"github.com/skep-dev/skep/platform/wire"
+)
+
+const (
+	// settle gathers the reasons for a renewal that come together.
+	settle       = 500 * time.Millisecond
+	backoffStep  = 5 * time.Second
+	backoffLimit = time.Hour
+	// forcedRetry is how often a renewal that was asked for is tried at first.
+	forcedRetry = time.Second
+)
+
+// Renewer keeps a node's certificate fresh.
+type Renewer struct {
+	Credentials *wire.Credentials
+	// Connect reaches a manager with the current certificate; done gives it back.
+	Connect func(ctx context.Context) (conn grpc.ClientConnInterface, done func(), err error)
+	// Save makes a new identity durable and active.
+	Save func(keystore.Identity) error
+	Log  *slog.Logger
+
+	// force carries the role that a renewal must bring; "" for any.
+	force chan string
+}
+
+// NewRenewer returns a Renewer that does nothing before Run. All fields must be set.
+func NewRenewer(r Renewer) *Renewer {
+	r.force = make(chan string, 1)
+	return &r
+}
+
+// Force asks for a renewal now. role is what the new certificate must say, pki.ManagerRole
+// or pki.WorkerRole, or "" for whatever the swarm issues. A later call replaces an earlier
+// one that has not begun.
+func (r *Renewer) Force(role string) {
+	for {
+		select {
+		case r.force <- role:
+			return
+		default:
+		}
+		select {
+		case <-r.force:
+		default:
+		}
+	}
+}
+
+// Run renews until ctx ends.
+func (r *Renewer) Run(ctx context.Context) error {
+	for {
+		at, err := pki.RenewAt(r.Credentials.Current().Leaf, rand.Reader)
+		if err != nil {
+			return wrap("plan renewal", err)
+		}
+		timer := time.NewTimer(time.Until(at))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+			err = r.repeat(ctx, "", backoffStep)
+		case role := <-r.force:
+			timer.Stop()
+			if sleep(ctx, settle) != nil {
+				return nil
+			}
+			select {
+			case role = <-r.force:
+			default:
+			}
+			err = r.repeat(ctx, role, forcedRetry)
+		}
+		if err != nil {
+			return nil //nolint:nilerr // only ctx ends the repetition
+		}
+	}
+}
+
+// repeat renews until it succeeds; the pauses grow by step. A new demand replaces role.
+func (r *Renewer) repeat(ctx context.Context, role string, step time.Duration) error {
+	for wait := step; ; wait = min(wait+step, backoffLimit) {
+		err := r.renew(ctx, role)
+		if err == nil {
+			return nil
+		}
+		r.Log.Warn("certificate not renewed, trying again", slog.Any("error", err), slog.Duration("wait", wait))
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case role = <-r.force:
+			timer.Stop()
+			wait = 0
+		case <-timer.C:
+		}
+	}
+}
+
+func (r *Renewer) renew(ctx context.Context, role string) error {
+	conn, done, err := r.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	now := r.Credentials.Current()
+	key, chain, err := request(ctx, conn, now.Root, new(api.IssueNodeCertificateRequest), role)
+	if err != nil {
+		return err
+	}
+	if err := r.Save(keystore.Identity{RootPEM: now.Root.CertPEM, ChainPEM: chain, Key: key}); err != nil {
+		return err
+	}
+	r.Log.Info("certificate renewed", slog.String("node_id", r.Credentials.NodeID()), slog.String("role", r.Credentials.Role()))
+	return nil
+}
