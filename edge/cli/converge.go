@@ -246,20 +246,16 @@ func measure(s swarm.Service, tasks []swarm.Task, nodes []swarm.Node) progress {
 	global := s.Spec.Mode.Global != nil || s.Spec.Mode.GlobalJob != nil
 	reached, wanted, behind := map[string]bool{}, map[string]bool{}, map[string]swarm.Task{}
 	for _, t := range tasks {
-		if t.DesiredState != swarm.TaskStateRunning && t.DesiredState != swarm.TaskStateComplete && t.Status.State != good {
+		done := t.Status.State == good && (good == swarm.TaskStateComplete || t.DesiredState == swarm.TaskStateRunning && up[t.NodeID])
+		asked := t.DesiredState == swarm.TaskStateRunning || t.DesiredState == swarm.TaskStateComplete
+		if !done && !asked || global && !up[t.NodeID] {
 			continue
-		}
-		if global && !up[t.NodeID] || finished(t.DesiredState) && t.Status.State != good {
-			if global && !up[t.NodeID] {
-				continue
-			}
 		}
 		slot := slotOf(t)
 		wanted[slot] = true
-		switch {
-		case t.Status.State == good && (good == swarm.TaskStateComplete || t.DesiredState == swarm.TaskStateRunning) && up[t.NodeID]:
+		if done {
 			reached[slot] = true
-		default:
+		} else {
 			behind[slot] = t
 		}
 	}

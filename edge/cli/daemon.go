@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -81,6 +82,10 @@ func (d *Daemon) check() error {
 		if !filepath.IsAbs(dir) {
 			return fmt.Errorf("directory %q must be absolute", dir)
 		}
+		// `skep down` empties these directories, so they must be ours alone.
+		if clean := filepath.Clean(dir); slices.Contains(systemDirs(), clean) {
+			return fmt.Errorf("directory %q belongs to the system: name one for Skep alone, such as %s", dir, filepath.Join(clean, "skep"))
+		}
 	}
 	for _, h := range d.Hosts {
 		if err := checkHost(h); err != nil {
@@ -119,6 +124,11 @@ func (d *Daemon) check() error {
 		}
 	}
 	return nil
+}
+
+func systemDirs() []string {
+	return strings.Fields("/ /bin /boot /dev /etc /home /lib /lib64 /media /mnt /opt /proc /root /run /sbin /srv /sys /tmp /usr /usr/lib /usr/local " +
+		"/var /var/cache /var/lib /var/log /var/run /var/tmp /run/user /etc/systemd")
 }
 
 // checkHost accepts unix://PATH with an absolute path and tcp://HOST:PORT.
