@@ -1,0 +1,173 @@
+package orch
+
+import (
+	"time"
+
+	"github.com/skep-dev/skep/api"
+)
+
+const (
+	// defaultRestartDelay is waited before a task that ended is started again.
+	defaultRestartDelay = 5 * time.Second
+	// stopTimeout is how long a replacement waits for its predecessor to stop.
+	stopTimeout = time.Minute
+)
+
+// FenceLabel on a service, with the value "true", forbids two running tasks in a slot
+// under all circumstances: a replacement waits for as long as its predecessor may run.
+const FenceLabel = "skep.fence"
+
+// nodeLost reports whether what runs on the task's node must be considered dead.
+func (w *work) nodeLost(i *item) bool {
+	if i.GetNodeId() == "" {
+		return false
+	}
+	n := w.Nodes[i.GetNodeId()]
+	return n == nil || n.GetStatus().GetState() == api.NodeStatus_DOWN
+}
+
+func (w *work) nodeDrained(i *item) bool {
+	n := w.Nodes[i.GetNodeId()]
+	return n.GetSpec().GetAvailability() == api.NodeSpec_DRAIN
+}
+
+// mustMove reports whether a task that should run cannot go on where it is.
+func (w *work) mustMove(i *item) bool {
+	return i.stopped() || w.nodeLost(i) || w.nodeDrained(i)
+}
+
+func (w *work) restartDelay() time.Duration {
+	if d := w.service.GetSpec().GetTask().GetRestart().GetDelay(); d != nil {
+		return d.AsDuration()
+	}
+	return defaultRestartDelay
+}
+
+// restartable reports whether the restart policy wants a task replaced after it ended.
+func (w *work) restartable(s *slot, i *item) bool {
+	policy := i.GetSpec().GetRestart()
+	condition := api.RestartPolicy_ANY
+	if policy != nil {
+		condition = policy.GetCondition()
+	}
+	complete := i.GetStatus().GetState() == api.TaskState_COMPLETE
+	switch condition {
+	case api.RestartPolicy_NONE:
+		return false
+	case api.RestartPolicy_ON_FAILURE:
+		if complete {
+			return false
+		}
+	case api.RestartPolicy_ANY:
+		if complete && isJob(w.service) {
+			return false
+		}
+	}
+	most := policy.GetMaxAttempts()
+	return most == 0 || w.attempts(s, i) < most
+}
+
+// attempts counts the replacements that a slot has had for the task's revision, within
+// the policy's window before the task ended. The history limit keeps enough of them.
+func (w *work) attempts(s *slot, i *item) uint64 {
+	var since time.Time
+	if window := i.GetSpec().GetRestart().GetWindow(); window != nil && window.AsDuration() > 0 {
+		since = changed(i.Task).Add(-window.AsDuration())
+	}
+	var count uint64
+	first := true
+	for _, t := range s.tasks {
+		if t.gone || t.GetSpecVersion().GetIndex() != i.GetSpecVersion().GetIndex() {
+			continue
+		}
+		if isJob(w.service) && t.GetJobIteration().GetIndex() != i.GetJobIteration().GetIndex() {
+			continue
+		}
+		if first { // the first is no replacement
+			first = false
+			continue
+		}
+		if !created(t.Task).Before(since) {
+			count++
+		}
+	}
+	return count
+}
+
+// restart replaces the tasks of a slot that ended or must move.
+func (w *work) restart(s *slot, nodeID string) {
+	for _, i := range s.live() {
+		if !w.mustMove(i) {
+			continue
+		}
+		// A replacement that failed before it was its turn waits for its turn, or a
+		// task that cannot be prepared would be replaced without any delay.
+		if i.GetDesiredState() == api.TaskState_READY && i.stopped() && !w.startable(s, i) {
+			continue
+		}
+		again := w.restartable(s, i)
+		w.desire(i, api.TaskState_SHUTDOWN)
+		if !again || len(s.live()) > 0 {
+			continue
+		}
+		s.tasks = append(s.tasks, w.create(s.number, nodeID, api.TaskState_READY))
+	}
+}
+
+// promote starts the tasks of a slot that were held back, once it is their turn.
+func (w *work) promote(s *slot, to api.TaskState) {
+	for _, i := range s.live() {
+		if i.GetDesiredState() == api.TaskState_READY && !i.stopped() && w.startable(s, i) {
+			w.desire(i, to)
+		}
+	}
+}
+
+// startable reports whether a task that is held back may start: its restart delay is
+// over, and the slot's earlier tasks have stopped or had a minute to do so.
+func (w *work) startable(s *slot, i *item) bool {
+	made := created(i.Task)
+	if before := s.before(i); before != nil && w.endedBefore(before, made) {
+		if !w.due(made.Add(w.restartDelay())) {
+			return false
+		}
+	}
+	fenced := w.service.GetSpec().GetAnnotations().GetLabels()[FenceLabel] == "true"
+	for _, t := range s.tasks {
+		if t == i || t.gone || t.live() || t.stopped() || t.GetStatus().GetState() < api.TaskState_ASSIGNED {
+			continue
+		}
+		switch {
+		case fenced:
+			w.note(i.GetId(), "waits until task %s on node %s is known to have stopped", t.GetId(), t.GetNodeId())
+			return false
+		case w.nodeLost(t):
+		case !w.due(made.Add(stopTimeout)):
+			w.note(i.GetId(), "waits for task %s to stop", t.GetId())
+			return false
+		}
+	}
+	return true
+}
+
+// before returns the task that had the slot before i.
+func (s *slot) before(i *item) *item {
+	var last *item
+	for _, t := range s.tasks {
+		if t == i {
+			return last
+		}
+		if !t.gone {
+			last = t
+		}
+	}
+	return last
+}
+
+// endedBefore reports whether a task had ended on its own when its successor was made:
+// then the restart delay applies. It does not to one that was told to stop, or whose
+// node was lost or drained.
+func (w *work) endedBefore(i *item, successor time.Time) bool {
+	return i.stopped() && !changed(i.Task).After(successor) && !w.nodeDrained(i) && !w.nodeLost(i) &&
+		i.GetStatus().GetState() != api.TaskState_ORPHANED
+}

@@ -1,0 +1,74 @@
+package orch
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/skep-dev/skep/api"
+)
+
+// slot is a place for one running task: a slot number, or a node in the global modes.
+// It keeps the tasks that had the place before.
+type slot struct {
+	number uint64
+	node   string
+	tasks  []*item // oldest first
+}
+
+// slots groups the tasks that are not on their way out by their place, in order.
+func (w *work) slots(byNode bool) []*slot {
+	type key struct {
+		number uint64
+		node   string
+	}
+	index := make(map[key]*slot)
+	var list []*slot
+	for _, i := range w.tasks {
+		if i.gone || i.GetDesiredState() >= api.TaskState_REMOVE {
+			continue
+		}
+		k := key{number: i.GetSlot()}
+		if byNode {
+			k = key{node: i.GetNodeId()}
+		}
+		s := index[k]
+		if s == nil {
+			s = &slot{number: k.number, node: k.node}
+			index[k] = s
+			list = append(list, s)
+		}
+		s.tasks = append(s.tasks, i)
+	}
+	slices.SortFunc(list, func(a, b *slot) int {
+		return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.node, b.node))
+	})
+	return list
+}
+
+// live returns the tasks that are meant to run, oldest first.
+func (s *slot) live() []*item {
+	var out []*item
+	for _, i := range s.tasks {
+		if i.live() {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// newest returns the task made last, nil in an empty slot.
+func (s *slot) newest() *item {
+	for k := len(s.tasks) - 1; k >= 0; k-- {
+		if !s.tasks[k].gone {
+			return s.tasks[k]
+		}
+	}
+	return nil
+}
+
+// running reports whether a task of the slot runs and is meant to.
+func (s *slot) running() bool {
+	return slices.ContainsFunc(s.tasks, func(i *item) bool {
+		return i.live() && i.GetStatus().GetState() == api.TaskState_RUNNING
+	})
+}
