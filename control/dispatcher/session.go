@@ -1,0 +1,229 @@
+package dispatcher
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/model"
+)
+
+// The errors that nodes look for.
+func errStopped() error       { return status.Error(codes.Aborted, "dispatcher is stopped") }
+func errNotRegistered() error { return status.Error(codes.NotFound, "node not registered") }
+func errSession() error       { return status.Error(codes.InvalidArgument, "session invalid") }
+
+// Session registers the calling node, or finds its session, and keeps it informed about
+// itself and the managers until the session ends.
+func (d *Dispatcher) Session(req *api.SessionRequest, stream api.Dispatcher_SessionServer) error {
+	ctx := stream.Context()
+	nodeID, addr, err := d.cfg.Caller(ctx)
+	if err != nil {
+		return err
+	}
+	t, n, session, err := d.register(nodeID, req.GetSessionId())
+	if err != nil {
+		return err
+	}
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		addr = host
+	}
+	ready := &nodeReport{state: api.NodeStatus_READY, addr: addr, description: req.GetDescription()}
+	if err := d.reportAndWait(ctx, t, nodeID, ready); err != nil {
+		return err
+	}
+	d.cfg.Log.Debug("session opened", slog.String("node_id", nodeID), slog.String("session_id", session))
+	for {
+		d.mu.Lock()
+		changed, valid := n.changed, n.session == session && d.term == t
+		d.mu.Unlock()
+		if !valid {
+			return errSession()
+		}
+		msg := d.sessionMessage(nodeID, session)
+		if msg.GetNode() == nil {
+			return status.Error(codes.Aborted, "node must disconnect")
+		}
+		if err := stream.Send(msg); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-n.ended:
+			return status.Error(codes.Aborted, "node must disconnect")
+		case <-t.ctx.Done():
+			return errStopped()
+		case <-ctx.Done():
+			d.lostStream(t, n, session)
+			return ctx.Err()
+		}
+	}
+}
+
+// register finds or makes the session of a node.
+func (d *Dispatcher) register(nodeID, session string) (*term, *node, string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t := d.term
+	if t == nil {
+		return nil, nil, "", errStopped()
+	}
+	if d.cfg.State.View().Node(nodeID) == nil {
+		return nil, nil, "", status.Error(codes.Unknown, "node not found")
+	}
+	now := time.Now()
+	n := t.nodes[nodeID]
+	if n != nil && session != "" && n.session == session {
+		n.deadline = now.Add(d.grace(d.period()))
+		return t, n, session, nil
+	}
+	fresh := &node{registered: now, changed: make(chan struct{}), ended: make(chan struct{})}
+	if n != nil {
+		fresh.attempts = n.attempts + 1
+		if now.Sub(n.registered) >= rateWindow {
+			fresh.attempts = 1
+		} else if fresh.attempts > rateLimit {
+			return nil, nil, "", status.Errorf(codes.Unavailable, "node %s exceeded rate limit count of registrations", nodeID)
+		}
+		n.session = "" // the old streams find out
+		n.end()
+	}
+	var err error
+	if fresh.session, err = model.NewID(rand.Reader); err != nil {
+		return nil, nil, "", err
+	}
+	fresh.deadline = now.Add(d.grace(d.period()))
+	t.nodes[nodeID] = fresh
+	d.sessions.Set(float64(len(t.nodes)))
+	return t, fresh, fresh.session, nil
+}
+
+// check returns a node's registration if the session is its current one.
+func (d *Dispatcher) check(nodeID, session string) (*term, *node, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.term == nil {
+		return nil, nil, errStopped()
+	}
+	n := d.term.nodes[nodeID]
+	if n == nil {
+		return nil, nil, errNotRegistered()
+	}
+	if session == "" || n.session != session {
+		return nil, nil, errSession()
+	}
+	return d.term, n, nil
+}
+
+// lostStream shortens the patience with a node whose connection broke: it must be back
+// within the grace of one lost node, or it counts as lost.
+func (d *Dispatcher) lostStream(t *term, n *node, session string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.term != t || n.session != session {
+		return
+	}
+	if soon := time.Now().Add(d.grace(d.period())); soon.Before(n.deadline) {
+		n.deadline = soon
+	}
+}
+
+func (d *Dispatcher) sessionMessage(nodeID, session string) *api.SessionMessage {
+	view := d.cfg.State.View()
+	msg := &api.SessionMessage{
+		SessionId:            session,
+		Node:                 view.Node(nodeID),
+		NetworkBootstrapKeys: view.Cluster().GetNetworkBootstrapKeys(),
+		RootCA:               view.Cluster().GetRootCa().GetCaCert(),
+	}
+	for _, m := range d.cfg.Members() {
+		msg.Managers = append(msg.Managers, &api.WeightedPeer{
+			Peer: &api.Peer{NodeId: m.GetNodeId(), Addr: m.GetAddr()}, Weight: 10,
+		})
+	}
+	return msg
+}
+
+// period returns the heartbeat period asked of nodes, without jitter.
+func (d *Dispatcher) period() time.Duration {
+	period := d.cfg.State.View().Cluster().GetSpec().GetDispatcher().GetHeartbeatPeriod().AsDuration()
+	if period <= 0 || period == defaultPeriod {
+		return skepPeriod
+	}
+	return period
+}
+
+// grace returns how long a node may be silent.
+func (d *Dispatcher) grace(period time.Duration) time.Duration { return graceFactor * period }
+
+// Heartbeat keeps a session alive and says when the next beat is due.
+func (d *Dispatcher) Heartbeat(ctx context.Context, req *api.HeartbeatRequest) (*api.HeartbeatResponse, error) {
+	nodeID, _, err := d.cfg.Caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	_, n, err := d.check(nodeID, req.GetSessionId())
+	if err != nil {
+		return nil, err
+	}
+	period := d.period()
+	period += time.Duration((mathrand.Float64() - 0.5) * 0.2 * float64(period))
+	d.mu.Lock()
+	n.deadline = time.Now().Add(d.grace(period))
+	d.mu.Unlock()
+	return &api.HeartbeatResponse{Period: durationpb.New(period)}, nil
+}
+
+// expire marks nodes down whose heartbeats have stopped.
+func (d *Dispatcher) expire(ctx context.Context, t *term) error {
+	began := time.Now()
+	unknownChecked := false
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			d.mu.Lock()
+			for id, n := range t.nodes {
+				if now.Before(n.deadline) {
+					continue
+				}
+				delete(t.nodes, id)
+				n.session = ""
+				n.end()
+				d.sessions.Set(float64(len(t.nodes)))
+				t.pending.node(id, &nodeReport{state: api.NodeStatus_DOWN, message: "heartbeat failure"})
+				t.wakeWriter()
+				d.cfg.Log.Warn("node lost", slog.String("node_id", id))
+			}
+			d.mu.Unlock()
+			if !unknownChecked && now.Sub(began) > max(unknownGrace, 2*graceFactor*d.period()) {
+				unknownChecked = true
+				d.downUnknown(t)
+			}
+		}
+	}
+}
+
+// downUnknown marks nodes down that did not come to this leader.
+func (d *Dispatcher) downUnknown(t *term) {
+	view := d.cfg.State.View()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for node := range view.Nodes() {
+		if node.GetStatus().GetState() == api.NodeStatus_UNKNOWN && t.nodes[node.GetId()] == nil && node.GetDescription() != nil {
+			t.pending.node(node.GetId(), &nodeReport{state: api.NodeStatus_DOWN, message: `heartbeat failure for node in "unknown" state`})
+		}
+	}
+	t.wakeWriter()
+}
