@@ -16,8 +16,8 @@ import (
 
 // Set by the linker.
 var (
-	version = "dev"     //nolint:gochecknoglobals // the linker sets it
-	commit  = "unknown" //nolint:gochecknoglobals // the linker sets it
+	version = "dev"
+	commit  = "unknown"
 )
 
 func main() { os.Exit(run()) }

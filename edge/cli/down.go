@@ -96,7 +96,7 @@ func (a *app) leave(ctx context.Context, i installed) error {
 	defer c.Close() //nolint:errcheck // only idle connections
 	info, err := c.Info(ctx, client.InfoOptions{})
 	if err != nil {
-		return nil //nolint:nilerr // it does not run, so nothing can be said to its swarm
+		return nil // it does not run, so nothing can be said to its swarm
 	}
 	s := info.Info.Swarm
 	if s.LocalNodeState == swarm.LocalNodeStateInactive || s.LocalNodeState == "" {

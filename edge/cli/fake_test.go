@@ -236,7 +236,7 @@ func (f *fakeSwarm) serveSecrets(w http.ResponseWriter, r *http.Request, rest st
 		}
 	case r.Method == http.MethodDelete:
 		delete(f.secrets, s.Spec.Name)
-		w.WriteHeader(204)
+		w.WriteHeader(http.StatusNoContent)
 	default:
 		answer(w, 200, s)
 	}
@@ -258,7 +258,7 @@ func (f *fakeSwarm) serveConfigs(w http.ResponseWriter, r *http.Request, rest st
 	case verb == "update":
 	case r.Method == http.MethodDelete:
 		delete(f.configs, c.Spec.Name)
-		w.WriteHeader(204)
+		w.WriteHeader(http.StatusNoContent)
 	default:
 		answer(w, 200, c)
 	}

@@ -18,9 +18,8 @@ import (
 
 // endpoint is where a daemon's API is and how to speak with it.
 type endpoint struct {
-	host             string
-	ca, cert, key    string // TLS files of a context; empty means none
-	insecureSkipName bool   // the context says not to check the server's certificate
+	host          string
+	ca, cert, key string // TLS files of a context; empty means none
 }
 
 // resolveHost decides which daemon to talk to: -H, SKEP_HOST, DOCKER_HOST, the docker

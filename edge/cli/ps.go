@@ -142,12 +142,9 @@ func current(tasks []swarm.Task) []swarm.Task {
 }
 
 func finished(s swarm.TaskState) bool {
-	switch s {
-	case swarm.TaskStateComplete, swarm.TaskStateShutdown, swarm.TaskStateFailed, swarm.TaskStateRejected, swarm.TaskStateRemove, swarm.TaskStateOrphaned:
-		return true
-	default:
-		return false
-	}
+	return slices.Contains([]swarm.TaskState{
+		swarm.TaskStateComplete, swarm.TaskStateShutdown, swarm.TaskStateFailed, swarm.TaskStateRejected, swarm.TaskStateRemove, swarm.TaskStateOrphaned,
+	}, s)
 }
 
 func taskRows(tasks []swarm.Task, names names) [][]string {

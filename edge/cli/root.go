@@ -99,5 +99,5 @@ func hint(err error, text string) error {
 	return fmt.Errorf("%w\n%s", err, text)
 }
 
-var errNotManager = errors.New("this node is not a manager, so it cannot see or change the swarm: " + //nolint:gochecknoglobals // a constant in effect
+var errNotManager = errors.New("this node is not a manager, so it cannot see or change the swarm: " +
 	"run the command on a manager, or point it at one with -H or `docker context use`")

@@ -75,12 +75,7 @@ func needRoot(t *testing.T) Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("/tmp", "skep")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return Config{Dir: dir, Binary: exe, Env: os.Environ()}
+	return Config{Dir: t.TempDir(), Binary: exe, Env: os.Environ()}
 }
 
 func up(t *testing.T, cfg Config, name string, managers, workers int) *Swarm {
@@ -98,12 +93,12 @@ func up(t *testing.T, cfg Config, name string, managers, workers int) *Swarm {
 }
 
 // askSoon asks again until it works: a link needs a moment to carry after it went up.
-func askSoon(t *testing.T, s *Swarm, from, to Node) {
+func askSoon(t *testing.T, from, to Node) {
 	t.Helper()
 	var err error
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
 		var got string
-		if got, err = ask(s, from, to); err == nil && got == to.Name {
+		if got, err = ask(from, to); err == nil && got == to.Name {
 			return
 		}
 	}
@@ -111,7 +106,7 @@ func askSoon(t *testing.T, s *Swarm, from, to Node) {
 }
 
 // ask makes an HTTP request from one node's network to another's address.
-func ask(s *Swarm, from, to Node) (string, error) {
+func ask(from, to Node) (string, error) {
 	var body []byte
 	done := make(chan error, 1)
 	go func() {
@@ -154,7 +149,7 @@ func TestSwarmLife(t *testing.T) {
 		t.Fatalf("nodes are %+v", s.Nodes)
 	}
 	for _, pair := range [][2]Node{{m1, w1}, {w2, m1}, {w1, w2}} {
-		if got, err := ask(s, pair[0], pair[1]); err != nil || got != pair[1].Name {
+		if got, err := ask(pair[0], pair[1]); err != nil || got != pair[1].Name {
 			t.Errorf("%s asks %s: %q, %v", pair[0].Name, pair[1].Name, got, err)
 		}
 	}
@@ -166,7 +161,7 @@ func TestSwarmLife(t *testing.T) {
 		if err := s.Cut(w1); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ask(s, m1, w1); err == nil {
+		if _, err := ask(m1, w1); err == nil {
 			t.Error("a cut node answers")
 		}
 		if again, err := Open(cfg, name); err != nil || again.Nodes[1].State != "running,cut" {
@@ -175,22 +170,22 @@ func TestSwarmLife(t *testing.T) {
 		if err := s.Heal(w1); err != nil {
 			t.Fatal(err)
 		}
-		askSoon(t, s, m1, w1)
+		askSoon(t, m1, w1)
 	})
 	t.Run("partition", func(t *testing.T) {
 		if err := s.Partition(m1, w1); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ask(s, m1, w1); err == nil {
+		if _, err := ask(m1, w1); err == nil {
 			t.Error("parted nodes reach each other")
 		}
-		if _, err := ask(s, w2, w1); err != nil {
+		if _, err := ask(w2, w1); err != nil {
 			t.Errorf("a third node is cut off, too: %v", err)
 		}
 		if err := s.Heal(m1); err != nil {
 			t.Fatal(err)
 		}
-		askSoon(t, s, w1, m1)
+		askSoon(t, w1, m1)
 	})
 	t.Run("kill and start", func(t *testing.T) {
 		before, err := process.Select(s.owns(w1))
@@ -233,7 +228,7 @@ func TestSwarmLife(t *testing.T) {
 		if err := s.Start(t.Context(), "w2"); err != nil {
 			t.Fatal(err)
 		}
-		askSoon(t, s, m1, w2)
+		askSoon(t, m1, w2)
 	})
 	for range 2 {
 		if err := Down(t.Context(), cfg, name); err != nil {
@@ -254,7 +249,7 @@ func TestSwarmLife(t *testing.T) {
 	}
 }
 
-func TestBrokenDaemonShowsItsLog(t *testing.T) {
+func TestBrokenDaemon(t *testing.T) {
 	cfg := needRoot(t)
 	cfg.DaemonArgs = []string{"--broken"}
 	name := fmt.Sprintf("b%d", os.Getpid())

@@ -26,7 +26,7 @@ func makeNetNS(name string) error {
 		return fmt.Errorf("make %s: %w", netnsDir, err)
 	}
 	path := filepath.Join(netnsDir, name)
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444) //nolint:gosec // as iproute2 makes it
 	if err != nil {
 		return fmt.Errorf("make network namespace: %w", err)
 	}

@@ -21,7 +21,7 @@ import (
 )
 
 // ErrNotRunning means that the process has ended, or that its pid belongs to another by now.
-var ErrNotRunning = errors.New("process is not running") //nolint:gochecknoglobals // a constant in effect
+var ErrNotRunning = errors.New("process is not running")
 
 // Process names one running program. The zero value names none.
 type Process struct {

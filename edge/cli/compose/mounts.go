@@ -3,6 +3,7 @@ package compose
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -105,9 +106,7 @@ func (s *Stack) volume(p *types.Project, at string, v types.ServiceVolumeConfig)
 		return config.Name, options, nil
 	}
 	options.Labels = s.labels(config.Labels)
-	for k, label := range own {
-		options.Labels[k] = label
-	}
+	maps.Copy(options.Labels, own)
 	if config.Driver != "" || len(config.DriverOpts) > 0 {
 		options.DriverConfig = &mount.Driver{Name: config.Driver, Options: config.DriverOpts}
 	}
