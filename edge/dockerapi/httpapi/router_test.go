@@ -50,8 +50,14 @@ func read(t *testing.T, resp *http.Response) string {
 func TestRoutes(t *testing.T) {
 	rt := newRouter()
 	for _, route := range [][2]string{
-		{"GET", "/images/json"}, {"GET", "/images/{name...}/json"}, {"GET", "/images/{name...}/get"}, {"GET", "/services/{id}"},
-		{"POST", "/services/create"}, {"POST", "/services/{id}/update"}, {"GET", "/networks/{id...}"}, {"HEAD", "/_ping"},
+		{"GET", "/images/json"},
+		{"GET", "/images/{name...}/json"},
+		{"GET", "/images/{name...}/get"},
+		{"GET", "/services/{id}"},
+		{"POST", "/services/create"},
+		{"POST", "/services/{id}/update"},
+		{"GET", "/networks/{id...}"},
+		{"HEAD", "/_ping"},
 	} {
 		rt.Handle(route[0], route[1], func(w http.ResponseWriter, r *http.Request) error {
 			_, err := fmt.Fprintf(w, "%s id=%s name=%s v=%v", route[1], r.PathValue("id"), r.PathValue("name"), httpapi.RequestVersion(r))

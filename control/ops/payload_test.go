@@ -1,0 +1,235 @@
+package ops_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/control/ops"
+	"github.com/skep-dev/skep/core/model"
+)
+
+const badName = "invalid name, only 64 [a-zA-Z0-9-_.] characters allowed, and the start and end character must be [a-zA-Z0-9]"
+
+func TestSecretAndConfigRefusals(t *testing.T) {
+	tests := []struct {
+		name         string
+		object       string
+		size         int
+		secret, conf string // expected texts, "" for success
+		code         codes.Code
+	}{
+		{"good", "a.b-c_d", 1, "", "", codes.OK},
+		{"no name", "", 1, "name must be provided", "name must be provided", codes.InvalidArgument},
+		{"bad start", ".a", 1, badName, badName, codes.InvalidArgument},
+		{"bad end", "a.", 1, badName, badName, codes.InvalidArgument},
+		{"long", strings.Repeat("a", 65), 1, badName, badName, codes.InvalidArgument},
+		{"longest", strings.Repeat("a", 64), 1, "", "", codes.OK},
+		{"empty", "x", 0, "secret data must be larger than 0 and less than 512000 bytes", "config data must be larger than 0 and less than 1024000 bytes", codes.InvalidArgument},
+		{"largest secret", "x", 511999, "", "", codes.OK},
+		{"too large for a secret", "x", 512000, "secret data must be larger than 0 and less than 512000 bytes", "", codes.InvalidArgument},
+		{"largest config", "x", 1023999, "secret data must be larger than 0 and less than 512000 bytes", "", codes.InvalidArgument},
+		{"too large", "x", 1024000, "secret data must be larger than 0 and less than 512000 bytes", "config data must be larger than 0 and less than 1024000 bytes", codes.InvalidArgument},
+		{"taken", "TAKEN", 1, "secret TAKEN already exists", "config TAKEN already exists", codes.AlreadyExists},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			a := &api.Annotations{Name: "taken"}
+			o, _ := newOps(t, ops.Features{}, nil, &api.Secret{Id: "s", Spec: &api.SecretSpec{Annotations: a}}, &api.Config{Id: "c", Spec: &api.ConfigSpec{Annotations: a}})
+			data := make([]byte, tt.size)
+			want := func(text string) (codes.Code, string) {
+				if text == "" {
+					return codes.OK, ""
+				}
+				return tt.code, text
+			}
+			secret, err := o.CreateSecret(t.Context(), &api.CreateSecretRequest{Spec: &api.SecretSpec{Annotations: &api.Annotations{Name: tt.object}, Data: data}})
+			code, text := want(tt.secret)
+			wantStatus(t, err, code, text)
+			if secret.GetSecret().GetSpec().GetData() != nil {
+				t.Error("a secret's data was returned")
+			}
+			_, err = o.CreateConfig(t.Context(), &api.CreateConfigRequest{Spec: &api.ConfigSpec{Annotations: &api.Annotations{Name: tt.object}, Data: data}})
+			code, text = want(tt.conf)
+			wantStatus(t, err, code, text)
+		})
+	}
+	o, _ := newOps(t, ops.Features{}, nil)
+	_, err := o.CreateSecret(t.Context(), &api.CreateSecretRequest{Spec: &api.SecretSpec{Annotations: &api.Annotations{Name: "x"}, Driver: new(api.Driver)}})
+	wantStatus(t, err, codes.InvalidArgument, "secret driver must have a name")
+	_, err = o.CreateSecret(t.Context(), &api.CreateSecretRequest{Spec: &api.SecretSpec{Annotations: &api.Annotations{Name: "x"}, Driver: &api.Driver{Name: "x"}}})
+	wantStatus(t, err, codes.Unknown, `plugin "x" not found`)
+}
+
+func TestSecretLife(t *testing.T) {
+	ctx := t.Context()
+	user := func(name string) *api.Service {
+		return service("id"+name, name, in(func(c *api.ContainerSpec) {
+			c.Secrets = []*api.SecretReference{{SecretId: "s", SecretName: "s1", Target: &api.SecretReference_File{File: &api.FileTarget{Name: "f"}}}}
+		}))
+	}
+	o, state := newOps(t, ops.Features{}, nil, user("b"), user("a"),
+		&api.Secret{Id: "s", Spec: &api.SecretSpec{Annotations: &api.Annotations{Name: "s1"}, Data: []byte("hidden")}},
+		&api.Secret{Id: "i", Internal: true, Spec: &api.SecretSpec{Annotations: &api.Annotations{Name: "inner"}, Data: []byte("hidden")}})
+	list, err := o.ListSecrets(ctx, new(api.ListSecretsRequest))
+	if err != nil || len(list.GetSecrets()) != 1 || list.GetSecrets()[0].GetSpec().GetData() != nil {
+		t.Errorf("list: %v %v", list, err)
+	}
+	for _, f := range []*api.ListSecretsRequest_Filters{{Names: []string{"S1"}}, {NamePrefixes: []string{"S"}}, {IdPrefixes: []string{"s"}, Names: []string{"other"}}} {
+		if list, err := o.ListSecrets(ctx, &api.ListSecretsRequest{Filters: f}); err != nil || len(list.GetSecrets()) != 1 {
+			t.Errorf("filter %v: %v %v", f, list, err)
+		}
+	}
+	_, err = o.RemoveSecret(ctx, &api.RemoveSecretRequest{SecretId: "s"})
+	wantStatus(t, err, codes.InvalidArgument, "secret 's1' is in use by the following services: a, b")
+
+	update := func(spec *api.SecretSpec, v *api.Version) error {
+		_, err := o.UpdateSecret(ctx, &api.UpdateSecretRequest{SecretId: "s", SecretVersion: v, Spec: spec})
+		return err
+	}
+	now := version(t, state, model.Secrets, "s")
+	wantStatus(t, update(&api.SecretSpec{Annotations: &api.Annotations{Name: "s1"}, Data: []byte("other")}, now), codes.InvalidArgument, "only updates to Labels are allowed")
+	wantStatus(t, update(&api.SecretSpec{Annotations: &api.Annotations{Name: "s2"}}, now), codes.InvalidArgument, "only updates to Labels are allowed")
+	wantStatus(t, update(&api.SecretSpec{Annotations: &api.Annotations{Name: "s1"}}, &api.Version{Index: 1}), codes.Unknown, "update out of sequence")
+	wantStatus(t, update(&api.SecretSpec{Annotations: &api.Annotations{Name: "s1", Labels: map[string]string{"a": "b"}}}, now), codes.OK, "")
+	wantStatus(t, update(&api.SecretSpec{Annotations: &api.Annotations{Name: "s1"}, Data: []byte("hidden")}, version(t, state, model.Secrets, "s")), codes.OK, "")
+	if got := state.View().Secret("s").GetSpec(); string(got.GetData()) != "hidden" || len(got.GetAnnotations().GetLabels()) != 0 {
+		t.Errorf("after updates: %v", got)
+	}
+	for _, id := range []string{"ida", "idb"} {
+		if _, err := o.RemoveService(ctx, &api.RemoveServiceRequest{ServiceId: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = o.RemoveSecret(ctx, &api.RemoveSecretRequest{SecretId: "s"})
+	wantStatus(t, err, codes.OK, "")
+	_, err = o.GetSecret(ctx, &api.GetSecretRequest{SecretId: "s"})
+	wantStatus(t, err, codes.NotFound, "secret s not found")
+}
+
+func TestClusterReadsHideKeys(t *testing.T) {
+	o, state := newOps(t, ops.Features{}, nil, aCluster())
+	resp, err := o.GetCluster(t.Context(), &api.GetClusterRequest{ClusterId: "cluster"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := resp.GetCluster()
+	if c.GetRootCa().GetCaKey() != nil || c.GetUnlockKeys() != nil || c.GetNetworkBootstrapKeys() != nil || c.GetSpec().GetCaConfig().GetSigningCaKey() != nil {
+		t.Errorf("keys are shown: %v", c)
+	}
+	if c.GetSubnetSize() != 24 || c.GetVXLANUDPPort() != 4789 || c.GetDefaultAddressPool()[0] != "10.0.0.0/8" || c.GetRootCa().GetJoinTokens().GetWorker() != "w" {
+		t.Errorf("defaults are missing: %v", c)
+	}
+	if string(state.View().Cluster().GetRootCa().GetCaKey()) != "key" {
+		t.Error("the stored cluster was changed")
+	}
+}
+
+func TestUpdateCluster(t *testing.T) {
+	tests := []struct {
+		name     string
+		edit     func(*api.ClusterSpec)
+		rotation *api.KeyRotation
+		code     codes.Code
+		text     string
+	}{
+		{"nothing", func(*api.ClusterSpec) {}, nil, codes.OK, ""},
+		{"expiry", func(s *api.ClusterSpec) { s.CaConfig.NodeCertExpiry = durationpb.New(time.Minute) }, nil, codes.InvalidArgument, "minimum certificate expiry time is: 1h0m0s"},
+		{"heartbeat", func(s *api.ClusterSpec) { s.Dispatcher = &api.DispatcherConfig{HeartbeatPeriod: durationpb.New(-1)} }, nil, codes.InvalidArgument, "heartbeat time period cannot be a negative duration"},
+		{"autolock", func(s *api.ClusterSpec) { s.EncryptionConfig.AutoLockManagers = true }, nil, codes.Unimplemented, "swarm update: autolock is not implemented by skep yet"},
+		{"unlock key", func(*api.ClusterSpec) {}, &api.KeyRotation{ManagerUnlockKey: true}, codes.Unimplemented, "swarm update: rotation of the unlock key is not implemented by skep yet"},
+		{"root rotation", func(s *api.ClusterSpec) { s.CaConfig.ForceRotate = 1 }, nil, codes.Unimplemented, "swarm update: rotation of the root CA is not implemented by skep yet"},
+		{"given root", func(s *api.ClusterSpec) { s.CaConfig.SigningCaCert = []byte("x") }, nil, codes.Unimplemented, "swarm update: rotation of the root CA is not implemented by skep yet"},
+		{"external CA", func(s *api.ClusterSpec) { s.CaConfig.ExternalCas = []*api.ExternalCA{{Url: "https://ca"}} }, nil, codes.Unimplemented, "swarm update: an external CA is not implemented by skep yet"},
+		{"rotate worker token", func(*api.ClusterSpec) {}, &api.KeyRotation{WorkerJoinToken: true}, codes.OK, ""},
+		{"rotate manager token", func(*api.ClusterSpec) {}, &api.KeyRotation{ManagerJoinToken: true}, codes.OK, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			o, state := newOps(t, ops.Features{}, nil, aCluster())
+			read, err := o.GetCluster(t.Context(), &api.GetClusterRequest{ClusterId: "cluster"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := read.GetCluster().GetSpec()
+			tt.edit(s)
+			_, err = o.UpdateCluster(t.Context(), &api.UpdateClusterRequest{
+				ClusterId: "cluster", ClusterVersion: version(t, state, model.Clusters, "cluster"), Spec: s, Rotation: tt.rotation,
+			})
+			wantStatus(t, err, tt.code, tt.text)
+			c := state.View().Cluster()
+			if string(c.GetSpec().GetCaConfig().GetSigningCaKey()) != "key" {
+				t.Error("the signing key was lost by an update of what was read")
+			}
+			tokens := c.GetRootCa().GetJoinTokens()
+			if (tokens.GetWorker() != "w") != tt.rotation.GetWorkerJoinToken() || (tokens.GetManager() != "m") != tt.rotation.GetManagerJoinToken() {
+				t.Errorf("tokens: %v", tokens)
+			}
+		})
+	}
+}
+
+func TestNetworkRefusals(t *testing.T) {
+	all := ops.Features{Overlay: true, Mesh: true}
+	dying := aTask("t1", "gone", 1, api.TaskState_RUNNING, api.TaskState_RUNNING)
+	dying.Networks = []*api.NetworkAttachment{{Network: &api.Network{Id: "net"}}}
+	o, _ := newOps(t, all, nil, append(networks(), service("s", "web", publish(port(ingress, 1, 1))), dying)...)
+	create := func(o *ops.Ops, n *api.NetworkSpec) error {
+		_, err := o.CreateNetwork(t.Context(), &api.CreateNetworkRequest{Spec: n})
+		return err
+	}
+	remove := func(id string) error {
+		_, err := o.RemoveNetwork(t.Context(), &api.RemoveNetworkRequest{NetworkId: id})
+		return err
+	}
+	named := &api.Annotations{Name: "x"}
+	wantStatus(t, create(o, &api.NetworkSpec{Annotations: named, Ingress: true, Attachable: true}), codes.InvalidArgument, "ingress network cannot be attachable")
+	wantStatus(t, create(o, &api.NetworkSpec{Annotations: named, Ingress: true}), codes.AlreadyExists, "ingress network (ing) is already present")
+	wantStatus(t, create(o, &api.NetworkSpec{Annotations: &api.Annotations{Name: "FRONT"}}), codes.Unknown, "name conflicts with an existing object")
+	wantStatus(t, create(o, &api.NetworkSpec{Annotations: named}), codes.OK, "")
+	off, _ := newOps(t, ops.Features{}, nil)
+	wantStatus(t, create(off, &api.NetworkSpec{Annotations: named}), codes.Unimplemented, "network x: swarm networks (driver overlay) are not implemented by skep yet…")
+	wantStatus(t, remove("hst"), codes.FailedPrecondition, "network host (hst) is a swarm predefined network and cannot be removed")
+	wantStatus(t, remove("ing"), codes.FailedPrecondition, "ingress network cannot be removed because service s depends on it")
+	wantStatus(t, remove("nope"), codes.NotFound, "network nope not found")
+	wantStatus(t, remove("net"), codes.OK, "") // the task of a removed service does not hold it
+}
+
+func TestResources(t *testing.T) {
+	ctx := t.Context()
+	o, state := newOps(t, ops.Features{}, nil)
+	create := func(name, kind string) error {
+		_, err := o.CreateResource(ctx, &api.CreateResourceRequest{Annotations: &api.Annotations{Name: name}, Kind: kind})
+		return err
+	}
+	wantStatus(t, create("r", "k"), codes.InvalidArgument, `resource kind "k" is not the name of an extension`)
+	e, err := o.CreateExtension(ctx, &api.CreateExtensionRequest{Annotations: &api.Annotations{Name: "k"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantStatus(t, create("", "k"), codes.InvalidArgument, "resource must have a name")
+	wantStatus(t, create("r", ""), codes.InvalidArgument, "resource must belong to an extension")
+	wantStatus(t, create("r", "k"), codes.OK, "")
+	wantStatus(t, create("R", "k"), codes.AlreadyExists, "resource R already exists")
+	_, err = o.RemoveExtension(ctx, &api.RemoveExtensionRequest{ExtensionId: e.GetExtension().GetId()})
+	wantStatus(t, err, codes.InvalidArgument, "extension 'k' is in use by resource 'r'")
+	list, err := o.ListResources(ctx, &api.ListResourcesRequest{Filters: &api.ListResourcesRequest_Filters{Kind: "k"}})
+	if err != nil || len(list.GetResources()) != 1 {
+		t.Fatalf("%v %v", list, err)
+	}
+	id := list.GetResources()[0].GetId()
+	_, err = o.UpdateResource(ctx, &api.UpdateResourceRequest{ResourceId: id, ResourceVersion: version(t, state, model.Resources, id), Annotations: &api.Annotations{Name: "other"}})
+	wantStatus(t, err, codes.InvalidArgument, "resource r cannot be renamed")
+	_, err = o.UpdateResource(ctx, &api.UpdateResourceRequest{ResourceId: id, ResourceVersion: version(t, state, model.Resources, id), Annotations: &api.Annotations{Name: "r", Labels: map[string]string{"a": "b"}}})
+	wantStatus(t, err, codes.OK, "")
+	_, err = o.RemoveResource(ctx, &api.RemoveResourceRequest{ResourceId: id})
+	wantStatus(t, err, codes.OK, "")
+	_, err = o.RemoveExtension(ctx, &api.RemoveExtensionRequest{ExtensionId: e.GetExtension().GetId()})
+	wantStatus(t, err, codes.OK, "")
+	_, err = o.CreateVolume(ctx, new(api.CreateVolumeRequest))
+	wantStatus(t, err, codes.Unimplemented, "cluster volumes are not implemented by skep")
+}
