@@ -1,0 +1,126 @@
+package lifecycle
+
+import (
+	"fmt"
+	"strings"
+	"text/template"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/skep-dev/skep/api"
+)
+
+// TemplateNode is what templates may say about the node.
+type TemplateNode struct {
+	ID, Hostname string
+	Platform     struct{ Architecture, OS string }
+}
+
+// templateData is the dot of a template.
+type templateData struct {
+	Service struct {
+		ID, Name string
+		Labels   map[string]string
+	}
+	Node TemplateNode
+	Task struct{ ID, Name, Slot string }
+}
+
+// maxExpanded bounds the text that one template can grow to.
+const maxExpanded = 1 << 20
+
+// limited is a writer that refuses more than maxExpanded bytes.
+type limited struct{ strings.Builder }
+
+// Write appends p or fails.
+func (l *limited) Write(p []byte) (int, error) {
+	if l.Len()+len(p) > maxExpanded {
+		return 0, fmt.Errorf("template expands to more than %d bytes", maxExpanded)
+	}
+	return l.Builder.Write(p)
+}
+
+func expand(text string, data templateData) (string, error) {
+	if !strings.Contains(text, "{{") {
+		return text, nil
+	}
+	t, err := template.New("expansion").Option("missingkey=error").Funcs(template.FuncMap{
+		"join": func(sep string, parts ...string) string { return strings.Join(parts, sep) },
+	}).Parse(text)
+	if err != nil {
+		return "", err
+	}
+	var out limited
+	if err := t.Execute(&out, data); err != nil {
+		return "", err
+	}
+	return out.String(), nil
+}
+
+// Expand returns the container spec of a task with the templates in its environment,
+// mounts and host name expanded. The task is not changed.
+func Expand(task *api.Task, node TemplateNode) (*api.ContainerSpec, error) {
+	var data templateData
+	data.Service.ID, data.Service.Name = task.GetServiceId(), task.GetServiceAnnotations().GetName()
+	data.Service.Labels = task.GetServiceAnnotations().GetLabels()
+	data.Node = node
+	data.Task.ID, data.Task.Name, data.Task.Slot = task.GetId(), TaskName(task), node.ID
+	if task.GetSlot() != 0 {
+		data.Task.Slot = fmt.Sprint(task.GetSlot())
+	}
+	spec := proto.CloneOf(task.GetSpec().GetContainer())
+	if spec == nil {
+		return nil, fmt.Errorf("task %s has no container spec", task.GetId())
+	}
+	for i, env := range spec.GetEnv() {
+		name, value, ok := strings.Cut(env, "=")
+		if !ok {
+			continue
+		}
+		expanded, err := expand(value, data)
+		if err != nil {
+			return nil, fmt.Errorf("expanding env failed: expanding env %q: %w", env, err)
+		}
+		spec.Env[i] = name + "=" + expanded
+	}
+	var err error
+	if spec.Hostname, err = expand(spec.GetHostname(), data); err != nil {
+		return nil, fmt.Errorf("expanding hostname failed: %w", err)
+	}
+	for _, mount := range spec.GetMounts() {
+		if err := expandMount(mount, data); err != nil {
+			return nil, fmt.Errorf("expanding mounts failed: %w", err)
+		}
+	}
+	return spec, nil
+}
+
+func expandMount(mount *api.Mount, data templateData) (err error) {
+	if mount.Source, err = expand(mount.GetSource(), data); err != nil {
+		return fmt.Errorf("expanding mount source %q: %w", mount.GetSource(), err)
+	}
+	if mount.Target, err = expand(mount.GetTarget(), data); err != nil {
+		return fmt.Errorf("expanding mount target %q: %w", mount.GetTarget(), err)
+	}
+	for _, m := range []map[string]string{mount.GetVolumeOptions().GetLabels(), mount.GetVolumeOptions().GetDriverConfig().GetOptions()} {
+		for k, v := range m {
+			if m[k], err = expand(v, data); err != nil {
+				return fmt.Errorf("expanding volume option %q: %w", k, err)
+			}
+		}
+	}
+	return nil
+}
+
+// CheckTemplates tries the templates of a service's tasks with made-up values and returns
+// the first error.
+func CheckTemplates(spec *api.ServiceSpec) error {
+	if spec.GetTask().GetContainer() == nil {
+		return nil
+	}
+	_, err := Expand(&api.Task{
+		Id: "taskid", ServiceId: "serviceid", Slot: 1, NodeId: "nodeid",
+		Spec: spec.GetTask(), ServiceAnnotations: spec.GetAnnotations(),
+	}, TemplateNode{ID: "nodeid", Hostname: "hostname"})
+	return err
+}

@@ -1,0 +1,285 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/lifecycle"
+)
+
+const (
+	// startsAtOnce bounds the tasks that are prepared or started at one time; others wait.
+	startsAtOnce = 8
+	// stopsAtOnce bounds the removals at one time.
+	stopsAtOnce = 16
+)
+
+// worker holds the tasks of this node.
+type worker struct {
+	cfg      *Config
+	db       *database
+	starting chan struct{}
+	removing chan struct{}
+	// dirty has a value when there are statuses to report.
+	dirty chan struct{}
+	group sync.WaitGroup
+
+	mu      sync.Mutex
+	tasks   map[string]*managed
+	secrets map[string]*api.Secret
+	configs map[string]*api.Config
+	reports map[string]*api.TaskStatus // not yet sent, the latest of each task
+	changed chan struct{}              // closed and replaced when a task came, went or started
+}
+
+func newWorker(cfg *Config, db *database) *worker {
+	return &worker{
+		cfg: cfg, db: db,
+		starting: make(chan struct{}, startsAtOnce),
+		removing: make(chan struct{}, stopsAtOnce),
+		dirty:    make(chan struct{}, 1),
+		tasks:    map[string]*managed{},
+		secrets:  map[string]*api.Secret{},
+		configs:  map[string]*api.Config{},
+		reports:  map[string]*api.TaskStatus{},
+		changed:  make(chan struct{}),
+	}
+}
+
+// wait returns when all loops have ended.
+func (w *worker) wait() { w.group.Wait() }
+
+// resume goes on with the tasks of the database.
+func (w *worker) resume(ctx context.Context) {
+	tasks, broken := w.db.load()
+	for _, err := range broken {
+		w.cfg.Log.Error("task not resumed", slog.Any("error", err))
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, t := range tasks {
+		w.begin(ctx, t)
+	}
+}
+
+// begin starts the loop of a task. Callers hold mu.
+func (w *worker) begin(ctx context.Context, task *api.Task) {
+	m := &managed{w: w, id: task.GetId(), task: task, wake: make(chan struct{}, 1), log: w.cfg.Log.With(
+		slog.String("task_id", task.GetId()), slog.String("service_id", task.GetServiceId()))}
+	w.tasks[task.GetId()] = m
+	w.notify()
+	w.group.Go(func() { m.run(ctx) })
+}
+
+// notify wakes those who wait for a change of the tasks. Callers hold mu.
+func (w *worker) notify() {
+	close(w.changed)
+	w.changed = make(chan struct{})
+}
+
+// assignAll makes the node's tasks, secrets and configs exactly those listed.
+func (w *worker) assignAll(ctx context.Context, changes []*api.AssignmentChange) {
+	keep := map[string]bool{}
+	w.mu.Lock()
+	w.secrets, w.configs = map[string]*api.Secret{}, map[string]*api.Config{}
+	for _, c := range changes {
+		if t := c.GetAssignment().GetTask(); t != nil && c.GetAction() == api.AssignmentChange_UPDATE {
+			keep[t.GetId()] = true
+		}
+	}
+	var gone []*managed
+	for id, m := range w.tasks {
+		if !keep[id] {
+			gone = append(gone, m)
+		}
+	}
+	w.mu.Unlock()
+	w.assign(ctx, changes)
+	for _, m := range gone {
+		m.remove()
+	}
+	w.sweep(ctx, keep)
+}
+
+// assign applies changes: secrets and configs first, so that tasks find them.
+func (w *worker) assign(ctx context.Context, changes []*api.AssignmentChange) {
+	w.mu.Lock()
+	for _, c := range changes {
+		remove := c.GetAction() == api.AssignmentChange_REMOVE
+		switch item := c.GetAssignment().GetItem().(type) {
+		case *api.Assignment_Secret:
+			if remove {
+				delete(w.secrets, item.Secret.GetId())
+			} else {
+				w.secrets[item.Secret.GetId()] = item.Secret
+			}
+		case *api.Assignment_Config:
+			if remove {
+				delete(w.configs, item.Config.GetId())
+			} else {
+				w.configs[item.Config.GetId()] = item.Config
+			}
+		}
+	}
+	w.mu.Unlock()
+	for _, c := range changes {
+		item, ok := c.GetAssignment().GetItem().(*api.Assignment_Task)
+		if !ok {
+			continue
+		}
+		if c.GetAction() == api.AssignmentChange_REMOVE {
+			w.mu.Lock()
+			m := w.tasks[item.Task.GetId()]
+			w.mu.Unlock()
+			if m != nil {
+				m.remove()
+			}
+			continue
+		}
+		w.assignTask(ctx, item.Task)
+	}
+}
+
+// assignTask begins a new task or updates a known one.
+func (w *worker) assignTask(ctx context.Context, task *api.Task) {
+	task = proto.CloneOf(task)
+	w.mu.Lock()
+	m := w.tasks[task.GetId()]
+	if m == nil {
+		defer w.mu.Unlock()
+		if task.GetStatus().GetState() > api.TaskState_RUNNING && task.GetDesiredState() > api.TaskState_RUNNING {
+			// It ended before this node's memory begins; there may be a container to keep.
+			w.cfg.Log.Debug("finished task assigned", slog.String("task_id", task.GetId()))
+		}
+		if err := w.db.put(task); err != nil {
+			w.cfg.Log.Error("task not stored", slog.String("task_id", task.GetId()), slog.Any("error", err))
+			return
+		}
+		w.begin(ctx, task)
+		return
+	}
+	w.mu.Unlock()
+	m.update(task)
+}
+
+// finished forgets a task whose container was removed.
+func (w *worker) finished(id string) {
+	if err := w.db.remove(id); err != nil {
+		w.cfg.Log.Error("task not removed from database", slog.String("task_id", id), slog.Any("error", err))
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.tasks, id)
+	delete(w.reports, id)
+	w.notify()
+}
+
+// report stores a status and queues it for the manager.
+func (w *worker) report(id string, s *api.TaskStatus) {
+	if err := w.db.putStatus(id, s); err != nil {
+		w.cfg.Log.Error("task status not stored", slog.String("task_id", id), slog.Any("error", err))
+	}
+	w.mu.Lock()
+	w.reports[id] = s
+	w.notify()
+	w.mu.Unlock()
+	w.wakeReporter()
+}
+
+func (w *worker) wakeReporter() {
+	select {
+	case w.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// reportAll queues the statuses of all tasks, for a manager that may not know them.
+func (w *worker) reportAll() {
+	w.mu.Lock()
+	for id, m := range w.tasks {
+		if s := m.status(); s.GetState() > api.TaskState_ASSIGNED {
+			w.reports[id] = s
+		}
+	}
+	w.mu.Unlock()
+	w.wakeReporter()
+}
+
+func (w *worker) takeReports() []*api.UpdateTaskStatusRequest_TaskStatusUpdate {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var updates []*api.UpdateTaskStatusRequest_TaskStatusUpdate
+	for id, s := range w.reports {
+		updates = append(updates, &api.UpdateTaskStatusRequest_TaskStatusUpdate{TaskId: id, Status: s})
+	}
+	w.reports = map[string]*api.TaskStatus{}
+	return updates
+}
+
+// sweep removes containers that say they are tasks of this node but are not.
+func (w *worker) sweep(ctx context.Context, keep map[string]bool) {
+	containers, err := w.cfg.Engine.List(ctx)
+	if err != nil {
+		w.cfg.Log.Warn("list containers", slog.Any("error", err))
+		return
+	}
+	for _, c := range containers {
+		if c.Config == nil {
+			continue
+		}
+		id, ok := c.Config.Labels[labelTaskID]
+		if !ok || c.Config.Labels[labelNodeID] != w.cfg.NodeID || keep[id] {
+			continue
+		}
+		w.mu.Lock()
+		known := w.tasks[id] != nil
+		w.mu.Unlock()
+		if known {
+			continue
+		}
+		w.cfg.Log.Info("container of an unknown task removed", slog.String("task_id", id), slog.String("container_id", c.ID))
+		if err := w.cfg.Engine.Remove(ctx, c.ID, true, true); err != nil {
+			w.cfg.Log.Warn("container not removed", slog.String("container_id", c.ID), slog.Any("error", err))
+		}
+	}
+}
+
+// dependencies returns the files of a task's secrets and configs, or an error that names
+// the one that is not here.
+func (w *worker) dependencies(spec *api.ContainerSpec) (map[string][]byte, map[string][]byte, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	secrets, configs := map[string][]byte{}, map[string][]byte{}
+	for _, ref := range spec.GetSecrets() {
+		s := w.secrets[ref.GetSecretId()]
+		if s == nil {
+			return nil, nil, missing("secret", ref.GetSecretName())
+		}
+		secrets[ref.GetSecretId()] = s.GetSpec().GetData()
+	}
+	for _, ref := range spec.GetConfigs() {
+		c := w.configs[ref.GetConfigId()]
+		if c == nil {
+			return nil, nil, missing("config", ref.GetConfigName())
+		}
+		configs[ref.GetConfigId()] = c.GetSpec().GetData()
+	}
+	return secrets, configs, nil
+}
+
+// newStatus returns the status of a task that enters a state now.
+func newStatus(old *api.TaskStatus, state api.TaskState, now time.Time) *api.TaskStatus {
+	s := proto.CloneOf(old)
+	if s == nil {
+		s = new(api.TaskStatus)
+	}
+	s.AppliedAt, s.AppliedBy = nil, ""
+	s.State, s.Message, s.Err = state, lifecycle.Message(state), ""
+	s.Timestamp = stamp(now)
+	return s
+}
