@@ -1,0 +1,171 @@
+package jsonlog
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// Defaults of a log's bounds.
+const (
+	DefaultMaxSize  = 10 << 20
+	DefaultMaxFiles = 3
+)
+
+// Config describes one log.
+type Config struct {
+	Path string
+	// MaxSize is the bytes after which a new file begins; zero is DefaultMaxSize,
+	// negative unbounded.
+	MaxSize int64
+	// MaxFiles is how many files are kept, the current one included; zero is DefaultMaxFiles.
+	MaxFiles int
+}
+
+// Writer appends to a log.
+type Writer struct {
+	cfg Config
+
+	mu   sync.Mutex
+	file *os.File
+	size int64
+	buf  []byte
+}
+
+// Open opens a log for appending, creating it if need be.
+func Open(cfg Config) (*Writer, error) {
+	if cfg.MaxSize == 0 {
+		cfg.MaxSize = DefaultMaxSize
+	}
+	if cfg.MaxFiles <= 0 {
+		cfg.MaxFiles = DefaultMaxFiles
+	}
+	w := &Writer{cfg: cfg}
+	return w, w.open()
+}
+
+func (w *Writer) open() error {
+	f, err := os.OpenFile(w.cfg.Path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+	if err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		_ = f.Close() // the error of Stat counts
+		return fmt.Errorf("open log: %w", err)
+	}
+	w.file, w.size = f, info.Size()
+	return nil
+}
+
+// Write appends entries in one write.
+func (w *Writer) Write(entries ...Entry) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.buf = w.buf[:0]
+	for _, e := range entries {
+		w.buf = Append(w.buf, e)
+	}
+	if len(w.buf) == 0 {
+		return nil
+	}
+	if w.file == nil {
+		return os.ErrClosed
+	}
+	if w.cfg.MaxSize > 0 && w.size > 0 && w.size+int64(len(w.buf)) > w.cfg.MaxSize {
+		if err := w.rotate(); err != nil {
+			return err
+		}
+	}
+	n, err := w.file.Write(w.buf)
+	w.size += int64(n)
+	if cap(w.buf) > 1<<20 {
+		w.buf = nil
+	}
+	return err
+}
+
+// rotate shifts path.1 to path.2 and so on, drops the oldest file and begins a new one.
+func (w *Writer) rotate() error {
+	if err := w.file.Close(); err != nil {
+		return fmt.Errorf("rotate log: %w", err)
+	}
+	w.file = nil
+	if w.cfg.MaxFiles == 1 {
+		if err := os.Remove(w.cfg.Path); err != nil {
+			return fmt.Errorf("rotate log: %w", err)
+		}
+		return w.open()
+	}
+	for i := w.cfg.MaxFiles - 1; i > 0; i-- {
+		err := os.Rename(numbered(w.cfg.Path, i-1), numbered(w.cfg.Path, i))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("rotate log: %w", err)
+		}
+	}
+	return w.open()
+}
+
+func numbered(path string, i int) string {
+	if i == 0 {
+		return path
+	}
+	return path + "." + strconv.Itoa(i)
+}
+
+// Close closes the log; later writes fail.
+func (w *Writer) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.file == nil {
+		return nil
+	}
+	err := w.file.Close()
+	w.file = nil
+	return err
+}
+
+// Splitter cuts a stream of bytes into entries at newlines and at MaxLine. It belongs to
+// one stream of one container.
+type Splitter struct {
+	Stderr bool
+	rest   []byte
+}
+
+// Push takes p, as read at time now, and calls write with the entries it completes.
+// What has no newline yet stays until more comes or Flush.
+func (s *Splitter) Push(p []byte, now time.Time, write func(Entry)) {
+	for len(p) > 0 {
+		i := bytes.IndexByte(p, '\n') + 1
+		line := p
+		if i > 0 {
+			line = p[:i]
+		}
+		if room := MaxLine - len(s.rest); len(line) > room {
+			line, i = line[:room], room
+		}
+		p = p[len(line):]
+		if i == 0 && len(s.rest)+len(line) < MaxLine {
+			s.rest = append(s.rest, line...)
+			return
+		}
+		if len(s.rest) > 0 {
+			line = append(s.rest, line...)
+		}
+		write(Entry{Time: now, Stderr: s.Stderr, Data: line})
+		s.rest = s.rest[:0]
+	}
+}
+
+// Flush writes what is left without a newline.
+func (s *Splitter) Flush(now time.Time, write func(Entry)) {
+	if len(s.rest) > 0 {
+		write(Entry{Time: now, Stderr: s.Stderr, Data: s.rest})
+		s.rest = nil
+	}
+}

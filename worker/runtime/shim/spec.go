@@ -1,0 +1,63 @@
+package shim
+
+import (
+	"fmt"
+	"net/url"
+	"strconv"
+)
+
+// Scheme is the scheme of output URIs that the shim handles itself.
+const Scheme = "skep"
+
+// Spec is what a task's output URI tells the shim.
+type Spec struct {
+	// LogPath is the log file; empty keeps no log.
+	LogPath  string
+	MaxSize  int64
+	MaxFiles int
+	// ExitPath is the file that gets the exit status.
+	ExitPath string
+	// Socket is where the group's stream server listens.
+	Socket string
+	// Stdin gives the task a standard input that attached clients write to.
+	Stdin bool
+	// StdinOnce closes it when the first such client ends.
+	StdinOnce bool
+}
+
+// String encodes a Spec as a URI.
+func (s Spec) String() string {
+	q := url.Values{}
+	q.Set("exit", s.ExitPath)
+	q.Set("socket", s.Socket)
+	q.Set("size", strconv.FormatInt(s.MaxSize, 10))
+	q.Set("files", strconv.Itoa(s.MaxFiles))
+	if s.Stdin {
+		q.Set("stdin", "1")
+	}
+	if s.StdinOnce {
+		q.Set("once", "1")
+	}
+	u := url.URL{Scheme: Scheme, Path: s.LogPath, RawQuery: q.Encode()}
+	return u.String()
+}
+
+// ParseSpec decodes a URI; it reports false for URIs of another scheme.
+func ParseSpec(uri string) (Spec, bool, error) {
+	u, err := url.Parse(uri)
+	if err != nil || u.Scheme != Scheme {
+		return Spec{}, false, nil //nolint:nilerr // a plain path is another's business
+	}
+	q := u.Query()
+	s := Spec{
+		LogPath: u.Path, ExitPath: q.Get("exit"), Socket: q.Get("socket"),
+		Stdin: q.Get("stdin") == "1", StdinOnce: q.Get("once") == "1",
+	}
+	if s.MaxSize, err = strconv.ParseInt(q.Get("size"), 10, 64); err != nil {
+		return Spec{}, true, fmt.Errorf("read log size of %q: %w", uri, err)
+	}
+	if s.MaxFiles, err = strconv.Atoi(q.Get("files")); err != nil {
+		return Spec{}, true, fmt.Errorf("read log files of %q: %w", uri, err)
+	}
+	return s, true, nil
+}

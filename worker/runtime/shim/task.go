@@ -1,0 +1,150 @@
+package shim
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/log"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// drainTime is how long a deleted task's output may take to arrive.
+const drainTime = 2 * time.Second
+
+// Tasks is the task service. It may be called from any goroutine.
+type Tasks struct {
+	taskapi.TTRPCTaskService
+
+	ctx       context.Context //nolint:containedctx // the shim's life, for the exit watchers
+	grouped   atomic.Bool     // a sandbox: the shim stays when its last task goes
+	listening sync.Once
+
+	mu      sync.Mutex
+	streams map[string]*stream // by task id
+	pids    map[string]uint32
+}
+
+// NewTasks wraps containerd's task service for one shim that lives as long as ctx.
+func NewTasks(ctx context.Context, inner taskapi.TTRPCTaskService) *Tasks {
+	return &Tasks{TTRPCTaskService: inner, ctx: ctx, streams: map[string]*stream{}, pids: map[string]uint32{}}
+}
+
+// RegisterTTRPC registers the service with the shim's server.
+func (t *Tasks) RegisterTTRPC(server *ttrpc.Server) error {
+	taskapi.RegisterTTRPCTaskService(server, t)
+	return nil
+}
+
+func (t *Tasks) stream(id string) *stream {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.streams[id]
+}
+
+// Create creates a task and connects its streams.
+func (t *Tasks) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	spec, ours, err := ParseSpec(r.Stdout)
+	if err != nil {
+		return nil, err
+	}
+	if !ours {
+		return t.TTRPCTaskService.Create(ctx, r)
+	}
+	t.listening.Do(func() { err = listen(spec.Socket, t.stream) })
+	if err != nil { // tasks work without; attach will say that it does not
+		log.G(ctx).WithError(err).Error("serve streams")
+	}
+	s, stdin, stdout, stderr, err := newStream(spec, r.Bundle, r.Terminal)
+	if err != nil {
+		return nil, err
+	}
+	r.Stdin, r.Stdout, r.Stderr = stdin, stdout, stderr
+	t.mu.Lock()
+	t.streams[r.ID] = s
+	t.mu.Unlock()
+	resp, err := t.TTRPCTaskService.Create(ctx, r)
+	if err != nil {
+		t.drop(r.ID, 0)
+		return nil, err
+	}
+	t.mu.Lock()
+	t.pids[r.ID] = resp.Pid
+	t.mu.Unlock()
+	return resp, nil
+}
+
+// drop forgets a task and closes its streams.
+func (t *Tasks) drop(id string, patience time.Duration) {
+	t.mu.Lock()
+	s := t.streams[id]
+	delete(t.streams, id)
+	delete(t.pids, id)
+	t.mu.Unlock()
+	if s != nil {
+		s.finish(patience)
+	}
+}
+
+// Start starts a task's main process, whose exit is then recorded, or an exec's.
+func (t *Tasks) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
+	resp, err := t.TTRPCTaskService.Start(ctx, r)
+	if err != nil || r.ExecID != "" {
+		return resp, err
+	}
+	if s := t.stream(r.ID); s != nil && s.spec.ExitPath != "" {
+		go t.record(r.ID, s.spec.ExitPath)
+	}
+	return resp, nil
+}
+
+func (t *Tasks) record(id, path string) {
+	w, err := t.TTRPCTaskService.Wait(t.ctx, &taskapi.WaitRequest{ID: id})
+	if err != nil {
+		return // deleted before it ended, or the shim ends
+	}
+	if err := WriteExit(path, Exit{Code: w.ExitStatus, At: w.ExitedAt.AsTime()}); err != nil {
+		log.L.WithError(err).WithField("id", id).Error("record exit status")
+	}
+}
+
+// Delete deletes a task after its output has been written.
+func (t *Tasks) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+	resp, err := t.TTRPCTaskService.Delete(ctx, r)
+	if err == nil && r.ExecID == "" {
+		t.drop(r.ID, drainTime)
+	}
+	return resp, err
+}
+
+// Pids lists a task's processes. A restarted containerd takes a task without any for
+// leaked and forgets its exit status; so a stopped one answers its former main process.
+func (t *Tasks) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
+	resp, err := t.TTRPCTaskService.Pids(ctx, r)
+	if err == nil && len(resp.Processes) > 0 {
+		return resp, nil
+	}
+	t.mu.Lock()
+	pid, known := t.pids[r.ID]
+	t.mu.Unlock()
+	if !known {
+		return resp, err
+	}
+	state, serr := t.TTRPCTaskService.State(ctx, &taskapi.StateRequest{ID: r.ID})
+	if serr != nil || state.Status != tasktypes.Status_STOPPED {
+		return resp, err
+	}
+	return &taskapi.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: pid}}}, nil
+}
+
+// Shutdown ends an ungrouped shim that has no task left.
+func (t *Tasks) Shutdown(ctx context.Context, r *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
+	if t.grouped.Load() {
+		return &emptypb.Empty{}, nil
+	}
+	return t.TTRPCTaskService.Shutdown(ctx, r)
+}
