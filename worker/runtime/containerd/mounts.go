@@ -229,7 +229,8 @@ func (p *mountPlan) hostPath(source string, point container.MountPoint, o *mount
 	}
 	if !point.RW {
 		opts = append(opts, "ro")
-		if o != nil && !o.NonRecursive && !o.ReadOnlyNonRecursive {
+		// A file has no mounts below it, and crun refuses to look for them there.
+		if info, err := os.Stat(source); err == nil && info.IsDir() && o != nil && !o.NonRecursive && !o.ReadOnlyNonRecursive {
 			opts = append(opts, "rro")
 		}
 	}

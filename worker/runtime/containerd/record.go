@@ -249,4 +249,3 @@ func (e *Engine) all() []*record {
 	})
 	return out
 }
-
