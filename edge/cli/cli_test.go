@@ -17,11 +17,16 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/skep-dev/skep/platform/process"
 )
 
 var update = flag.Bool("update", false, "rewrite the scripts' golden parts")
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "daemon" && filepath.Base(os.Args[0]) != "skep" {
+		os.Exit(playDaemon(os.Args[2:]))
+	}
 	testscript.Main(m, map[string]func(){"skep": func() { os.Exit(program()) }})
 }
 
@@ -279,7 +284,7 @@ func TestStatus(t *testing.T) {
 		}
 	}
 	f.overview = ""
-	if out := must(t, host, "status"); !strings.Contains(out, "Wrong:\n  - page not found") {
+	if out := must(t, host, "status"); !strings.Contains(out, "does not know /skep/v1/overview: it is not Skep") {
 		t.Errorf("without overview:\n%s", out)
 	}
 	f.manager = false
@@ -391,4 +396,21 @@ func FuzzParseSince(f *testing.F) {
 	f.Add("2026-01-02T03:04:05Z")
 	f.Add("1.5")
 	f.Fuzz(func(_ *testing.T, s string) { _, _ = parseSince(s, time.Unix(1e9, 0)) })
+}
+
+func TestHelperOf(t *testing.T) {
+	for line, want := range map[string]bool{
+		"/opt/skep/containerd --config /data/containerd/config.toml":        true,
+		"/opt/skep/containerd --config=/data/containerd/config.toml":        true,
+		"/opt/skep/containerd-shim-skep-v1 -address /run/x/containerd.sock": true,
+		"/usr/bin/containerd":                                              false,
+		"/usr/bin/containerd --config /data2/config.toml":                  false,
+		"/usr/bin/containerd-shim-runc-v2 -address /run/containerd/c.sock": false,
+		"tail -f /data/skep.log":                                           false,
+		"":                                                                 false,
+	} {
+		if got := helperOf(process.Entry{Args: strings.Fields(line)}, "/run/x", "/data"); got != want {
+			t.Errorf("%q: %v", line, got)
+		}
+	}
 }

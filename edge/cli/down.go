@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -175,7 +176,7 @@ func awaitInactive(ctx context.Context, unit string) error {
 // cleanUp ends and removes what a daemon may have left: its containerd and shims with
 // what runs below them, mounts, cgroups, sockets.
 func cleanUp(ctx context.Context, i installed) error {
-	if err := process.KillAll(ctx, func(e process.Entry) bool { return helperOf(e, i.ExecRoot) }); err != nil {
+	if err := process.KillAll(ctx, func(e process.Entry) bool { return helperOf(e, i.ExecRoot, i.DataRoot) }); err != nil {
 		return fmt.Errorf("end containerd: %w", err)
 	}
 	for _, dir := range []string{i.ExecRoot, i.DataRoot} {
@@ -192,8 +193,8 @@ func cleanUp(ctx context.Context, i installed) error {
 	return removeFile(i.socket())
 }
 
-// helperOf reports whether a process is a containerd or shim that works below execRoot.
-func helperOf(e process.Entry, execRoot string) bool {
+// helperOf reports whether a process is a containerd or shim that works below one of dirs.
+func helperOf(e process.Entry, dirs ...string) bool {
 	if len(e.Args) == 0 {
 		return false
 	}
@@ -205,7 +206,7 @@ func helperOf(e process.Entry, execRoot string) bool {
 		if _, value, ok := strings.Cut(arg, "="); ok && strings.HasPrefix(arg, "-") {
 			arg = value
 		}
-		if strings.HasPrefix(arg, execRoot+"/") {
+		if slices.ContainsFunc(dirs, func(dir string) bool { return strings.HasPrefix(arg, dir+"/") }) {
 			return true
 		}
 	}

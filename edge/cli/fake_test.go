@@ -103,6 +103,13 @@ func (f *fakeSwarm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, 200, []swarm.Node{f.node()})
 	case kind == "nodes":
 		answer(w, 200, f.node())
+	case path == "/swarm/init":
+		f.state = swarm.LocalNodeStateActive
+		answer(w, 200, "n1")
+	case path == "/swarm/join":
+		f.state, f.manager = swarm.LocalNodeStateActive, false
+	case path == "/swarm/leave":
+		f.state = swarm.LocalNodeStateInactive
 	case kind == "swarm":
 		answer(w, 200, swarm.Swarm{JoinTokens: swarm.JoinTokens{Worker: "SWMTKN-1-w", Manager: "SWMTKN-1-m"}})
 	case path == "/skep/v1/overview" && f.overview != "":

@@ -125,7 +125,8 @@ func get(ctx context.Context, c *client.Client, path string, query url.Values) (
 		return body, nil
 	}
 	var message struct{ Message string }
-	if json.Unmarshal(body, &message) == nil && message.Message != "" {
+	known := json.Unmarshal(body, &message) == nil && message.Message != ""
+	if known && message.Message != "page not found" {
 		return nil, errors.New(message.Message)
 	}
 	if resp.StatusCode == http.StatusNotFound {
