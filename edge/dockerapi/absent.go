@@ -1,6 +1,13 @@
 package dockerapi
 
-import "github.com/skep-dev/skep/edge/dockerapi/httpapi"
+import (
+	"net/http"
+
+	"github.com/moby/moby/api/types/build"
+
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/edge/dockerapi/httpapi"
+)
 
 // absent lists endpoints that Docker has. Those that no package has added when the
 // API begins to serve answer 501 instead of 404.
@@ -55,7 +62,6 @@ func absent() [][2]string {
 		{"POST", "/images/{name...}/tag"},
 		{"DELETE", "/images/{name...}"},
 		{"POST", "/build"},
-		{"POST", "/build/prune"},
 		{"POST", "/build/cancel"},
 		{"POST", "/session"},
 		{"POST", "/grpc"},
@@ -65,9 +71,7 @@ func absent() [][2]string {
 		{"POST", "/volumes/prune"},
 		{"PUT", "/volumes/{name...}"},
 		{"DELETE", "/volumes/{name...}"},
-		{"GET", "/plugins"},
 		{"GET", "/plugins/privileges"},
-		{"GET", "/plugins/{name...}/json"},
 		{"POST", "/plugins/pull"},
 		{"POST", "/plugins/create"},
 		{"POST", "/plugins/{name...}/enable"},
@@ -80,9 +84,25 @@ func absent() [][2]string {
 }
 
 func (a *API) routeAbsent() {
+	a.fallback("GET", "/plugins", func(w http.ResponseWriter, _ *http.Request) error {
+		return httpapi.WriteJSON(w, http.StatusOK, []struct{}{})
+	})
+	// `docker inspect X` asks for every kind of object in turn and needs 404 for a miss.
+	a.fallback("GET", "/plugins/{name...}/json", func(_ http.ResponseWriter, r *http.Request) error {
+		return model.Errorf(model.NotFound, "plugin %q not found", r.PathValue("name"))
+	})
+	// `docker system prune` clears a build cache, of which there is none.
+	a.fallback("POST", "/build/prune", func(w http.ResponseWriter, _ *http.Request) error {
+		return httpapi.WriteJSON(w, http.StatusOK, build.CachePruneReport{})
+	})
 	for _, route := range absent() {
-		if !a.router.Has(route[0], route[1]) {
-			a.router.Handle(route[0], route[1], httpapi.NotImplemented)
-		}
+		a.fallback(route[0], route[1], httpapi.NotImplemented)
+	}
+}
+
+// fallback adds a route that no other package has added.
+func (a *API) fallback(method, pattern string, h httpapi.Handler) {
+	if !a.router.Has(method, pattern) {
+		a.router.Handle(method, pattern, h)
 	}
 }

@@ -65,7 +65,7 @@ func wantAll(t *testing.T, out string, parts ...string) {
 
 // TestTour takes the docker CLI through the life of a swarm.
 func TestTour(t *testing.T) {
-	d := newDocker(t, serve(t, newDaemon(t)).URL)
+	d := newDocker(t, serve(t, newDaemon(t, true)).URL)
 	wantAll(t, d.run("info"), "Swarm: inactive", "Docker Root Dir: /var/lib/skep")
 	d.fails(`This node is not a swarm manager. Use "docker swarm init"`, "node", "ls")
 	wantAll(t, d.run("swarm", "init"), "Swarm initialized", "docker swarm join --token SWMTKN-1-", "192.0.2.1:2377")

@@ -169,19 +169,33 @@ func (d *daemon) Members() []*api.RaftMember {
 	}}
 }
 
-// newDaemon returns a daemon outside any swarm whose parts end with the test.
-func newDaemon(t *testing.T) *daemon {
+// counter makes ids that are the same in every run.
+type counter struct{ n byte }
+
+// Read fills b with zeros around a number.
+func (c *counter) Read(b []byte) (int, error) {
+	clear(b)
+	c.n++
+	b[1] = c.n // the top of an id, which keeps its last digits too
+	return len(b), nil
+}
+
+// newDaemon returns a daemon outside any swarm whose parts end with the test. Its
+// tasks are made at once; without orchestrator there are none.
+func newDaemon(t *testing.T, orchestrated bool) *daemon {
 	t.Helper()
 	d := &daemon{state: replica.NewMemory(store.Empty()), info: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}}
 	server := grpc.NewServer()
-	api.RegisterControlServer(server, ops.New(ops.Config{State: d.state, Membership: d}))
+	api.RegisterControlServer(server, ops.New(ops.Config{State: d.state, Membership: d, Random: new(counter)}))
 	skepv1.RegisterInsightServer(server, ops.NewInsight(d.state, d, nil))
 	api.RegisterLogsServer(server, &logServer{state: d.state})
 	listener := bufconn.Listen(1 << 20)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(listener) })
-	wg.Go(func() { d.orchestrate(ctx) })
+	if orchestrated {
+		wg.Go(func() { d.orchestrate(ctx) })
+	}
 	conn, err := grpc.NewClient("passthrough:bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return listener.Dial() }))
 	if err != nil {

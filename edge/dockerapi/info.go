@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	goruntime "runtime"
 	"time"
 
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 
@@ -32,7 +34,7 @@ func (a *API) info(w http.ResponseWriter, r *http.Request) error {
 		Plugins: system.PluginsInfo{
 			Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file"},
 		},
-		Warnings: []string{}, CDISpecDirs: []string{},
+		RegistryConfig: registryConfig(), Warnings: []string{}, CDISpecDirs: []string{},
 	}
 	if info.Labels == nil {
 		info.Labels = []string{}
@@ -45,6 +47,16 @@ func (a *API) info(w http.ResponseWriter, r *http.Request) error {
 	info.Swarm = a.swarmInfo(r.Context())
 	info.Warnings = append(info.Warnings, info.Swarm.Warnings...)
 	return writeInfo(w, info, httpapi.RequestVersion(r))
+}
+
+// registryConfig says how registries are treated: those on loopback may lack TLS.
+func registryConfig() *registry.ServiceConfig {
+	return &registry.ServiceConfig{
+		InsecureRegistryCIDRs: []netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("127.0.0.0/8")},
+		IndexConfigs: map[string]*registry.IndexInfo{
+			"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true},
+		},
+	}
 }
 
 // swarmInfo is the local status and, on a manager with a leader, the cluster's.
