@@ -247,6 +247,7 @@ func TestLists(t *testing.T) {
 		"--json token":       `"token": "SWMTKN-1-w"`,
 		"explain web":        "constraint refused 1 node: node.role==worker: n1",
 		"logs s_a":           "s_a.1@n1 | hello\n",
+		"logs id-s_a-t1":     "s_a.1@n1 | hello\n",
 		"logs --raw s_a":     "com.docker.swarm",
 		"--json logs s_a":    `"line":"oops","stream":"stderr","task":"s_a.1@n1"`,
 		"--json ls":          `"Name": "s_a"`,
@@ -263,6 +264,9 @@ func TestLists(t *testing.T) {
 	}
 	if _, err := skep(t, host, "explain", "nothing"); err == nil || err.Error() != "no such service or task: nothing" {
 		t.Errorf("explain of nothing: %v", err)
+	}
+	if _, err := skep(t, host, "logs", "nothing"); err == nil || !strings.Contains(err.Error(), "there is no service or task nothing") {
+		t.Errorf("logs of nothing: %v", err)
 	}
 }
 
@@ -412,5 +416,21 @@ func TestHelperOf(t *testing.T) {
 		if got := helperOf(process.Entry{Args: strings.Fields(line)}, "/run/x", "/data"); got != want {
 			t.Errorf("%q: %v", line, got)
 		}
+	}
+}
+
+func TestLiveLines(t *testing.T) {
+	var plain, screen bytes.Buffer
+	for _, l := range []*live{{w: &plain}, {w: &screen, width: 20}} {
+		l.show([]string{"a: 0/1", "b: 0/1"})
+		l.show([]string{"a: 0/1", "b: 1/1"})
+		l.show([]string{"a: 1/1 " + strings.Repeat("long", 9)})
+	}
+	if want := "a: 0/1\nb: 0/1\nb: 1/1\na: 1/1 " + strings.Repeat("long", 9) + "\n"; plain.String() != want {
+		t.Errorf("without a terminal: %q", plain.String())
+	}
+	want := "\x1b[2Ka: 0/1\n\x1b[2Kb: 0/1\n\x1b[2A\x1b[2Ka: 0/1\n\x1b[2Kb: 1/1\n\x1b[2A\x1b[2Ka: 1/1 longlonglon…\n\x1b[2K\n"
+	if diff := cmp.Diff(want, screen.String()); diff != "" {
+		t.Errorf("on a terminal, -want +got:\n%s", diff)
 	}
 }

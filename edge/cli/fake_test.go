@@ -120,9 +120,14 @@ func (f *fakeSwarm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == "/skep/v1/explain":
 		refuse(w, 404, "no such service or task: %s", r.URL.Query().Get("target"))
 	case kind == "tasks" && rest != "":
-		i := slices.IndexFunc(f.tasks, func(t swarm.Task) bool { return t.ID == rest })
+		id, verb, _ := strings.Cut(rest, "/")
+		i := slices.IndexFunc(f.tasks, func(t swarm.Task) bool { return t.ID == id })
 		if i < 0 {
-			refuse(w, 404, "task %s not found", rest)
+			refuse(w, 404, "task %s not found", id)
+			return
+		}
+		if verb == "logs" {
+			f.serveLogs(w, f.tasks[i])
 			return
 		}
 		answer(w, 200, f.tasks[i])
@@ -208,17 +213,21 @@ func (f *fakeSwarm) serveServices(w http.ResponseWriter, r *http.Request, rest s
 		f.retask(s)
 		answer(w, 200, map[string]any{})
 	case verb == "logs":
-		w.Header().Set("Content-Type", "application/vnd.docker.multiplexed-stream")
-		for stream, line := range map[stdcopy.StdType]string{stdcopy.Stdout: "hello", stdcopy.Stderr: "oops"} {
-			text := fmt.Sprintf("com.docker.swarm.node.id=n1,com.docker.swarm.service.id=%s,com.docker.swarm.task.id=%s-t1 %s\n", s.ID, s.ID, line)
-			frame := append([]byte{byte(stream), 0, 0, 0, 0, 0, 0, byte(len(text))}, text...)
-			_, _ = w.Write(frame)
-		}
+		f.serveLogs(w, f.tasks[slices.IndexFunc(f.tasks, func(t swarm.Task) bool { return t.ServiceID == s.ID })])
 	case r.Method == http.MethodDelete:
 		delete(f.services, s.ID)
 		f.tasks = slices.DeleteFunc(f.tasks, func(t swarm.Task) bool { return t.ServiceID == s.ID })
 	default:
 		answer(w, 200, s)
+	}
+}
+
+func (f *fakeSwarm) serveLogs(w http.ResponseWriter, t swarm.Task) {
+	w.Header().Set("Content-Type", "application/vnd.docker.multiplexed-stream")
+	for stream, line := range map[stdcopy.StdType]string{stdcopy.Stdout: "hello", stdcopy.Stderr: "oops"} {
+		text := fmt.Sprintf("com.docker.swarm.node.id=n1,com.docker.swarm.service.id=%s,com.docker.swarm.task.id=%s %s\n", t.ServiceID, t.ID, line)
+		frame := append([]byte{byte(stream), 0, 0, 0, 0, 0, 0, byte(len(text))}, text...)
+		_, _ = w.Write(frame)
 	}
 }
 

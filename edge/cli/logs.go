@@ -11,7 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/pkg/stdcopy"
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 )
@@ -26,8 +28,8 @@ func (a *app) logsCommand() *cobra.Command {
 	var o client.ServiceLogsOptions
 	var raw bool
 	c := &cobra.Command{
-		Use:   "logs SERVICE",
-		Short: "Print what the tasks of a service wrote",
+		Use:   "logs SERVICE|TASK",
+		Short: "Print what the tasks of a service, or one task, wrote",
 		Args:  args(1, 1),
 		RunE: func(c *cobra.Command, given []string) error {
 			d, _, err := a.manager(c.Context())
@@ -73,25 +75,29 @@ func parseSince(s string, now time.Time) (string, error) {
 func unixSeconds(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
 
 func (a *app) logs(ctx context.Context, d *client.Client, name string, o client.ServiceLogsOptions, raw bool) error {
-	s, err := d.ServiceInspect(ctx, name, client.ServiceInspectOptions{})
+	source, err := findLogs(ctx, d, name)
 	if err != nil {
-		return fmt.Errorf("read logs: %w", err)
+		return err
 	}
-	tty := s.Service.Spec.TaskTemplate.ContainerSpec != nil && s.Service.Spec.TaskTemplate.ContainerSpec.TTY
-	if tty {
+	if source.tty {
 		o.Details = false
 	}
-	stream, err := d.ServiceLogs(ctx, s.Service.ID, o)
+	var stream io.ReadCloser
+	if source.task {
+		stream, err = d.TaskLogs(ctx, source.id, client.TaskLogsOptions(o))
+	} else {
+		stream, err = d.ServiceLogs(ctx, source.id, o)
+	}
 	if err != nil {
 		return fmt.Errorf("read logs of %s: %w", name, err)
 	}
 	defer stream.Close() //nolint:errcheck // only read
-	if tty {
+	if source.tty {
 		_, err = io.Copy(a.Out, stream)
 	} else {
 		p := &prefixer{
 			timestamps: o.Timestamps, raw: raw, json: a.json,
-			lookup: func(task, node string) string { return taskName(ctx, d, s.Service.Spec.Name, task, node) }, known: map[string]string{},
+			lookup: func(task, node string) string { return taskName(ctx, d, source.service, task, node) }, known: map[string]string{},
 		}
 		_, err = stdcopy.StdCopy(p.to(a.Out, "stdout"), p.to(a.Err, "stderr"), stream)
 	}
@@ -100,6 +106,36 @@ func (a *app) logs(ctx context.Context, d *client.Client, name string, o client.
 	}
 	return nil
 }
+
+// logSource is the service or task whose logs are read.
+type logSource struct {
+	id, service string
+	task, tty   bool
+}
+
+func findLogs(ctx context.Context, d *client.Client, name string) (logSource, error) {
+	s, err := d.ServiceInspect(ctx, name, client.ServiceInspectOptions{})
+	if err == nil {
+		return logSource{id: s.Service.ID, service: s.Service.Spec.Name, tty: hasTTY(s.Service.Spec.TaskTemplate)}, nil
+	}
+	if !errdefs.IsNotFound(err) {
+		return logSource{}, fmt.Errorf("read logs: %w", err)
+	}
+	t, err := d.TaskInspect(ctx, name, client.TaskInspectOptions{})
+	if errdefs.IsNotFound(err) {
+		return logSource{}, fmt.Errorf("there is no service or task %s: `skep ls` and `skep ps` list them", name)
+	}
+	if err != nil {
+		return logSource{}, fmt.Errorf("read logs: %w", err)
+	}
+	source := logSource{id: t.Task.ID, service: short(t.Task.ServiceID), task: true, tty: hasTTY(t.Task.Spec)}
+	if s, err := d.ServiceInspect(ctx, t.Task.ServiceID, client.ServiceInspectOptions{}); err == nil {
+		source.service = s.Service.Spec.Name
+	}
+	return source, nil
+}
+
+func hasTTY(t swarm.TaskSpec) bool { return t.ContainerSpec != nil && t.ContainerSpec.TTY }
 
 // taskName names the origin of a line: service.slot@node.
 func taskName(ctx context.Context, d *client.Client, service, task, node string) string {

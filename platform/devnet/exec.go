@@ -2,7 +2,6 @@ package devnet
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -57,13 +56,4 @@ func (s *Swarm) Exec(n Node, command, env []string) error {
 		return fmt.Errorf("run %s: %w", command[0], err)
 	}
 	return nil
-}
-
-// Command returns a command that is run in a node's network when it is started with
-// Run, for callers that stay.
-func (s *Swarm) Command(n Node, command ...string) *exec.Cmd {
-	args := append([]string{"dev", "--dir", s.cfg.Dir, "exec", "--name", s.Name, n.Name, "--"}, command...)
-	cmd := exec.Command(s.cfg.Binary, args...) //nolint:gosec,noctx // the caller decides what and how long
-	cmd.Env = os.Environ()
-	return cmd
 }
