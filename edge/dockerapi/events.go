@@ -2,7 +2,6 @@ package dockerapi
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"slices"
 	"strconv"
@@ -29,14 +28,34 @@ func (a *API) events(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	ctx := r.Context()
+	ctx, cancel := context.WithCancel(r.Context()) // ends this node's stream
+	defer cancel()
 	if !until.IsZero() {
-		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, until)
 		defer cancel()
 	}
-	s := a.newEventStream(w, r, f)
-	return s.run(ctx, a, since, until)
+	// What happens once the client has the headers must reach it: subscribe first.
+	sources := a.subscribe(ctx, since)
+	return a.newEventStream(w, r, f).run(ctx, a, sources, until)
+}
+
+// eventSources are the places where one stream's events come from.
+type eventSources struct {
+	local  <-chan events.Message
+	failed <-chan error
+	past   []events.Message
+	swarm  follower
+}
+
+func (a *API) subscribe(ctx context.Context, since time.Time) eventSources {
+	sources := eventSources{swarm: a.follow()}
+	if a.local != nil {
+		sources.local, sources.failed = a.local.Events(ctx)
+		if !since.IsZero() {
+			sources.past = a.local.Replay(since.UnixNano())
+		}
+	}
+	return sources
 }
 
 // eventWindow reads since and until; absent means zero.
@@ -73,20 +92,10 @@ func (a *API) newEventStream(w http.ResponseWriter, r *http.Request, f httpapi.F
 }
 
 // run sends what this node and the swarm tell until ctx ends.
-func (s *eventStream) run(ctx context.Context, a *API, since, until time.Time) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // ends the local stream
-	var local <-chan events.Message
-	var failed <-chan error
-	if a.local != nil {
-		local, failed = a.local.Events(ctx)
-		if !since.IsZero() {
-			if err := s.replay(a.local.Replay(since.UnixNano()), until); err != nil {
-				return nil //nolint:nilerr // the client has gone
-			}
-		}
+func (s *eventStream) run(ctx context.Context, a *API, from eventSources, until time.Time) error {
+	if err := s.replay(from.past, until); err != nil {
+		return nil //nolint:nilerr // the client has gone
 	}
-	follow := a.follow()
 	look := time.NewTicker(becomeManagerEvery)
 	defer look.Stop()
 	for {
@@ -94,19 +103,19 @@ func (s *eventStream) run(ctx context.Context, a *API, since, until time.Time) e
 		select {
 		case <-ctx.Done():
 			return nil
-		case m, ok := <-local:
+		case m, ok := <-from.local:
 			if !ok {
-				local = nil
+				from.local = nil
 				continue
 			}
 			err = s.send(m)
-		case err := <-failed:
+		case err := <-from.failed:
 			return err
-		case <-follow.changed():
-			err = s.sendAll(follow.take(time.Now()))
+		case <-from.swarm.changed():
+			err = s.sendAll(from.swarm.take(time.Now()))
 		case <-look.C:
-			if !follow.live() {
-				follow = a.follow()
+			if !from.swarm.live() {
+				from.swarm = a.follow()
 			}
 		}
 		if err != nil {
@@ -159,14 +168,14 @@ func (s *eventStream) send(m events.Message) error {
 		}
 		v = legacy
 	}
-	line, err := json.Marshal(v)
+	line, err := httpapi.Encode(v)
 	if err != nil {
 		return err
 	}
 	if s.record {
 		line = slices.Insert(line, 0, 0x1E)
 	}
-	return s.out(append(line, '\n'))
+	return s.out(line)
 }
 
 // eventType chooses the content type: the accepted one of the highest quality, or the

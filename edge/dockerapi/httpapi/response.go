@@ -54,17 +54,26 @@ func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 // Unwrap lets http.ResponseController reach the server's writer.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// WriteJSON answers with a value: compact, without HTML escapes, with a newline.
-func WriteJSON(w http.ResponseWriter, status int, v any) error {
+// Encode returns JSON as clients expect it: compact, without HTML escapes, with a newline.
+func Encode(v any) ([]byte, error) {
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
-		return fmt.Errorf("encode answer: %w", err)
+		return nil, fmt.Errorf("encode answer: %w", err)
+	}
+	return buf.Bytes(), nil
+}
+
+// WriteJSON answers with a value.
+func WriteJSON(w http.ResponseWriter, status int, v any) error {
+	data, err := Encode(v)
+	if err != nil {
+		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	if _, err := w.Write(buf.Bytes()); err != nil {
+	if _, err := w.Write(data); err != nil {
 		return fmt.Errorf("write answer: %w", err)
 	}
 	return nil
