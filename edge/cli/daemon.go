@@ -25,8 +25,8 @@ type Daemon struct {
 	DataRoot, ExecRoot string
 	// Hosts are where the API listens: unix://PATH or tcp://HOST:PORT.
 	Hosts []string
-	// TLSCert, TLSKey and TLSCACert protect tcp hosts; with a CA certificate, clients
-	// must show a certificate signed by it.
+	// TLSCert, TLSKey and TLSCACert protect tcp hosts, which need all three: clients must
+	// show a certificate signed by the CA.
 	TLSCert, TLSKey, TLSCACert string
 	// Containerd is the socket of a containerd to use; empty starts one of our own.
 	Containerd string
@@ -91,8 +91,8 @@ func (d *Daemon) check() error {
 		if err := checkHost(h); err != nil {
 			return err
 		}
-		if strings.HasPrefix(h, "tcp://") && (d.TLSCert == "" || d.TLSKey == "") && !loopback(h) {
-			return fmt.Errorf("host %s would give everyone on the network root on this machine: give --tlscert, --tlskey and --tlscacert, or listen on 127.0.0.1", h)
+		if strings.HasPrefix(h, "tcp://") && (d.TLSCert == "" || d.TLSKey == "" || d.TLSCACert == "") {
+			return fmt.Errorf("host %s would give everyone who reaches it root on this machine: give --tlscert, --tlskey and --tlscacert", h)
 		}
 	}
 	switch d.Runtime {
@@ -146,12 +146,6 @@ func checkHost(host string) error {
 		}
 	}
 	return fmt.Errorf("host %q is neither unix:///PATH nor tcp://HOST:PORT", host)
-}
-
-func loopback(host string) bool {
-	name, _, err := net.SplitHostPort(strings.TrimPrefix(host, "tcp://"))
-	ip := net.ParseIP(name)
-	return err == nil && (name == "localhost" || ip != nil && ip.IsLoopback())
 }
 
 func (a *app) daemonCommand() *cobra.Command {
