@@ -92,6 +92,9 @@ func (o *Ops) UpdateCluster(ctx context.Context, req *api.UpdateClusterRequest) 
 		updated.Spec = model.Clone(req.GetSpec())
 		if ca := old.GetSpec().GetCaConfig(); ca != nil && len(ca.GetSigningCaCert())+len(ca.GetSigningCaKey()) > 0 {
 			// Reads blank them, so what comes back without them means no change.
+			if updated.Spec.CaConfig == nil {
+				updated.Spec.CaConfig = new(api.CAConfig)
+			}
 			updated.Spec.CaConfig.SigningCaCert, updated.Spec.CaConfig.SigningCaKey = ca.GetSigningCaCert(), ca.GetSigningCaKey()
 		}
 		if err := o.rotateTokens(updated, req.GetRotation()); err != nil {

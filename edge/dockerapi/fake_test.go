@@ -16,7 +16,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/skep-dev/skep/api"
@@ -67,12 +66,7 @@ func (d *daemon) Init(ctx context.Context, req swarm.InitRequest) (string, error
 	if d.ready {
 		return "", model.Errorf(model.Unavailable, `This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.`)
 	}
-	spec, err := convert.MergeClusterSpec(req.Spec, &api.ClusterSpec{
-		Orchestration: &api.OrchestrationConfig{TaskHistoryRetentionLimit: 5},
-		Raft:          &api.RaftConfig{SnapshotInterval: 10000, LogEntriesForSlowFollowers: 500, HeartbeatTick: 1, ElectionTick: 10},
-		Dispatcher:    &api.DispatcherConfig{HeartbeatPeriod: durationpb.New(5 * time.Second)},
-		CaConfig:      &api.CAConfig{NodeCertExpiry: durationpb.New(2160 * time.Hour)},
-	})
+	spec, err := convert.InitClusterSpec(req.Spec)
 	if err != nil {
 		return "", err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/pem"
 	"maps"
 	"net/netip"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -12,12 +13,20 @@ import (
 	"github.com/skep-dev/skep/api"
 )
 
-// StoreClusterSpec returns what is stored of a swarm spec. `swarm update` gives the
-// whole spec: what is absent is zero.
+// StoreClusterSpec returns what is stored of a swarm spec by `swarm update`, which gives
+// the whole spec: what is absent stays absent.
 func StoreClusterSpec(s swarm.Spec) (*api.ClusterSpec, error) {
+	return MergeClusterSpec(s, new(api.ClusterSpec))
+}
+
+// InitClusterSpec returns what is stored of a swarm spec by `swarm init`: what is absent
+// gets SwarmKit's default.
+func InitClusterSpec(s swarm.Spec) (*api.ClusterSpec, error) {
 	return MergeClusterSpec(s, &api.ClusterSpec{
-		Orchestration: new(api.OrchestrationConfig), Raft: new(api.RaftConfig), Dispatcher: new(api.DispatcherConfig),
-		CaConfig: new(api.CAConfig), TaskDefaults: new(api.TaskDefaults), EncryptionConfig: new(api.EncryptionConfig),
+		Orchestration: &api.OrchestrationConfig{TaskHistoryRetentionLimit: 5},
+		Raft:          &api.RaftConfig{SnapshotInterval: 10000, LogEntriesForSlowFollowers: 500, HeartbeatTick: 1, ElectionTick: 10},
+		Dispatcher:    &api.DispatcherConfig{HeartbeatPeriod: durationpb.New(5 * time.Second)},
+		CaConfig:      &api.CAConfig{NodeCertExpiry: durationpb.New(90 * 24 * time.Hour)},
 	})
 }
 
@@ -50,6 +59,9 @@ func MergeClusterSpec(s swarm.Spec, base *api.ClusterSpec) (*api.ClusterSpec, er
 }
 
 func mergeRaft(r swarm.RaftConfig, base *api.ClusterSpec) {
+	if r == (swarm.RaftConfig{}) {
+		return
+	}
 	if base.Raft == nil {
 		base.Raft = new(api.RaftConfig)
 	}
@@ -71,6 +83,9 @@ func mergeRaft(r swarm.RaftConfig, base *api.ClusterSpec) {
 }
 
 func mergeCA(c swarm.CAConfig, base *api.ClusterSpec) error {
+	if c.NodeCertExpiry == 0 && c.SigningCACert == "" && c.SigningCAKey == "" && c.ForceRotate == 0 && len(c.ExternalCAs) == 0 {
+		return nil
+	}
 	if base.CaConfig == nil {
 		base.CaConfig = new(api.CAConfig)
 	}

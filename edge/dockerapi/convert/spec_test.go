@@ -392,8 +392,11 @@ func TestClusterSpecRoundTrip(t *testing.T) {
 	if diff := cmp.Diff(sent, convert.DockerSwarm(&api.Cluster{Spec: stored}).Spec); diff != "" {
 		t.Error(diff)
 	}
-	merged, err := convert.MergeClusterSpec(swarm.Spec{}, stored)
-	if err != nil || merged.GetRaft().GetElectionTick() != 4 || merged.GetOrchestration().GetTaskHistoryRetentionLimit() != 7 {
-		t.Errorf("what init leaves open keeps its default: %v %v", merged, err)
+	merged, err := convert.InitClusterSpec(swarm.Spec{Raft: swarm.RaftConfig{SnapshotInterval: 7}})
+	if err != nil || merged.GetRaft().GetSnapshotInterval() != 7 || merged.GetRaft().GetElectionTick() != 10 || merged.GetOrchestration().GetTaskHistoryRetentionLimit() != 5 {
+		t.Errorf("what init leaves open gets its default: %v %v", merged, err)
+	}
+	if empty, err := convert.StoreClusterSpec(swarm.Spec{}); err != nil || empty.GetRaft() != nil || empty.GetCaConfig() != nil || empty.GetDispatcher() != nil {
+		t.Errorf("what update leaves open is absent: %v %v", empty, err)
 	}
 }
