@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -125,4 +126,47 @@ func TestTour(t *testing.T) {
 	d.fails("Removing the last manager erases all current state", "swarm", "leave")
 	d.run("swarm", "leave", "--force")
 	wantAll(t, d.run("info"), "Swarm: inactive")
+}
+
+// TestStack deploys a compose file twice, changes it and removes it.
+func TestStack(t *testing.T) {
+	d := newDocker(t, serve(t, newDaemon(t, true)).URL)
+	file := filepath.Join(t.TempDir(), "stack.yml")
+	write := func(image string) {
+		t.Helper()
+		text := `services:
+  web:
+    image: ` + image + `
+    networks: [outside]
+    secrets: [key]
+    ports: [{mode: host, target: 80, published: 8080}]
+    deploy: {replicas: 2}
+networks: {outside: {external: true, name: host}}
+secrets: {key: {file: ./stack.yml}}
+`
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("busybox:1")
+	d.fails("this node is not a swarm manager", "stack", "deploy", "-c", file, "st")
+	d.run("swarm", "init")
+	deploy := []string{"stack", "deploy", "--resolve-image", "never", "-d=true", "-c", file, "st"}
+	d.run(deploy...)
+	wait(t, func() bool { return strings.Contains(d.run("stack", "services", "st"), "2/2") })
+	first := d.run("service", "ps", "-q", "st_web")
+	out, err := d.try(deploy...)
+	if err == nil { // the secret's file has not changed
+		if again := d.run("service", "ps", "-q", "--filter", "desired-state=running", "st_web"); len(again) != len(first) {
+			t.Errorf("an unchanged deploy changed tasks: %q, then %q", first, again)
+		}
+	} else {
+		t.Errorf("second deploy: %v\n%s", err, out)
+	}
+	wantAll(t, d.run("stack", "ls"), "st")
+	wantAll(t, d.run("stack", "ps", "st"), "st_web.1")
+	d.run("stack", "rm", "st")
+	if left := d.run("secret", "ls", "-q") + d.run("service", "ls", "-q"); left != "" {
+		t.Errorf("left: %s", left)
+	}
 }
