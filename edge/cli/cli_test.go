@@ -126,6 +126,19 @@ func TestDeployAndRemove(t *testing.T) {
 		t.Errorf("a redeploy reset ForceUpdate to %d, which restarts every task", n)
 	}
 
+	f.find("shop_db").Spec.TaskTemplate.ContainerSpec.Image = "example.test/db:latest@sha256:" + strings.Repeat("1", 64)
+	for _, how := range []string{"never", "changed"} {
+		must(t, host, "deploy", "--resolve-image="+how, file)
+		if image := f.find("shop_db").Spec.TaskTemplate.ContainerSpec.Image; !strings.Contains(image, "@sha256:111") {
+			t.Errorf("with --resolve-image=%s a redeploy dropped the digest: %s", how, image)
+		}
+	}
+	f.mu.Lock()
+	if slices.ContainsFunc(f.calls, func(c string) bool { return strings.Contains(c, "/distribution") }) {
+		t.Error("the registry was asked")
+	}
+	f.mu.Unlock()
+
 	less := write(t, "name: shop\nservices: {db: {image: example.test/db}}\n")
 	must(t, host, "deploy", "--resolve-image=never", less)
 	if f.find("shop_web") == nil {

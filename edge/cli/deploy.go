@@ -57,14 +57,14 @@ A key that has no effect in a swarm, or none yet, is refused by name and nothing
 	c.Flags().StringArrayVar(&o.compose.Profiles, "profile", nil, "switch on the services of a profile (repeatable)")
 	c.Flags().StringArrayVar(&o.load, "load", nil, "load this archive of images onto this node first (repeatable)")
 	c.Flags().BoolVar(&o.auth, "with-registry-auth", false, "send your registry credentials along, so that every node can pull")
-	c.Flags().StringVar(&o.resolve, "resolve-image", "auto", "ask the registry for digests: always, never, or auto (not for images this node has and no registry named)")
+	c.Flags().StringVar(&o.resolve, "resolve-image", "auto", "ask the registry for digests: always, changed (only when the file names another image), never, or auto (not for images that --load brought)")
 	c.Flags().DurationVar(&o.timeout, "timeout", 5*time.Minute, "give up waiting after this time")
 	return c
 }
 
 func (a *app) deploy(ctx context.Context, o deployOptions) error {
-	if o.resolve != "always" && o.resolve != "never" && o.resolve != "auto" {
-		return fmt.Errorf("resolve-image %q is none of always, never, auto", o.resolve)
+	if !slices.Contains([]string{"always", "changed", "never", "auto"}, o.resolve) {
+		return fmt.Errorf("resolve-image %q is none of always, changed, never, auto", o.resolve)
 	}
 	stack, err := compose.Load(ctx, o.compose)
 	if err != nil {
@@ -293,6 +293,10 @@ func (p *deployment) service(ctx context.Context, s compose.Service) (string, er
 		id = have.Service.ID
 		spec := s.Spec
 		spec.TaskTemplate.ForceUpdate = have.Service.Spec.TaskTemplate.ForceUpdate
+		query := query
+		if p.o.resolve == "changed" || !query {
+			query = !keepImage(&spec, have.Service.Spec) && query
+		}
 		o := client.ServiceUpdateOptions{Version: have.Service.Version, Spec: spec, EncodedRegistryAuth: auth, QueryRegistry: query}
 		if auth == "" {
 			o.RegistryAuthFrom = swarm.RegistryAuthFromSpec
@@ -314,11 +318,31 @@ func (p *deployment) service(ctx context.Context, s compose.Service) (string, er
 	return id, nil
 }
 
+// keepImage gives a service the digest that it runs already, if the file names the same
+// image as before, and reports whether it did: otherwise its tasks would be replaced.
+func keepImage(spec *swarm.ServiceSpec, have swarm.ServiceSpec) bool {
+	if have.Labels[compose.LabelImage] != spec.Labels[compose.LabelImage] || have.TaskTemplate.ContainerSpec == nil {
+		return false
+	}
+	kept := *spec.TaskTemplate.ContainerSpec
+	kept.Image = have.TaskTemplate.ContainerSpec.Image
+	spec.TaskTemplate.ContainerSpec = &kept
+	if p := have.TaskTemplate.Placement; p != nil && len(p.Platforms) > 0 {
+		placement := swarm.Placement{}
+		if spec.TaskTemplate.Placement != nil {
+			placement = *spec.TaskTemplate.Placement
+		}
+		placement.Platforms = p.Platforms
+		spec.TaskTemplate.Placement = &placement
+	}
+	return true
+}
+
 // queries reports whether to ask the registry which digest an image has now.
 func (p *deployment) queries(ctx context.Context, image string) bool {
 	switch {
 	case p.o.resolve != "auto":
-		return p.o.resolve == "always"
+		return p.o.resolve != "never"
 	case len(p.o.load) == 0:
 		return true
 	}
