@@ -94,7 +94,7 @@ func TestOverview(t *testing.T) {
 type watchStream struct {
 	api.Watch_WatchServer
 
-	ctx  context.Context
+	ctx  context.Context //nolint:containedctx // a gRPC stream has one
 	sent chan *api.WatchMessage
 }
 

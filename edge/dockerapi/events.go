@@ -94,7 +94,7 @@ func (a *API) newEventStream(w http.ResponseWriter, r *http.Request, f httpapi.F
 // run sends what this node and the swarm tell until ctx ends.
 func (s *eventStream) run(ctx context.Context, a *API, from eventSources, until time.Time) error {
 	if err := s.replay(from.past, until); err != nil {
-		return nil //nolint:nilerr // the client has gone
+		return nil // the client has gone
 	}
 	look := time.NewTicker(becomeManagerEvery)
 	defer look.Stop()
@@ -119,7 +119,7 @@ func (s *eventStream) run(ctx context.Context, a *API, from eventSources, until 
 			}
 		}
 		if err != nil {
-			return nil //nolint:nilerr // the client has gone
+			return nil // the client has gone
 		}
 	}
 }

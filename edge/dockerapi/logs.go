@@ -125,7 +125,7 @@ func writeLine(out io.Writer, m *api.LogMessage, format lineFormat, tty bool) er
 
 func endLogs(ctx context.Context, out io.Writer, tty bool, err error) error {
 	if errors.Is(err, io.EOF) || status.Code(err) == codes.Canceled || ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // the logs or the client have ended
 	}
 	text := "Error grabbing logs: " + err.Error() + "\n"
 	if !tty {

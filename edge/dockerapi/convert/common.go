@@ -143,12 +143,4 @@ func prefix(s string) netip.Prefix {
 // addr reads an address, with or without prefix length.
 func addr(s string) netip.Addr { return prefix(s).Addr() }
 
-// text is the reverse of prefix: "" for the zero Prefix.
-func text(p netip.Prefix) string {
-	if !p.IsValid() {
-		return ""
-	}
-	return p.String()
-}
-
 func clone(list []string) []string { return slices.Clone(list) }

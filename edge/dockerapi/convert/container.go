@@ -33,10 +33,10 @@ func storeContainer(c *swarm.ContainerSpec) (*api.ContainerSpec, error) {
 			Nameservers: each(d.Nameservers, netip.Addr.String), Search: clone(d.Search), Options: clone(d.Options),
 		}
 	}
-	var err error
-	if out.Isolation, err = storeIsolation(c.Isolation); err != nil {
-		return nil, err
+	if c.Isolation != "" && !c.Isolation.IsDefault() {
+		return nil, invalid("invalid Isolation: %q", c.Isolation) // the others are for Windows
 	}
+	var err error
 	if out.Privileges, err = storePrivileges(c.Privileges); err != nil {
 		return nil, err
 	}
@@ -69,15 +69,6 @@ func dockerContainer(c *api.ContainerSpec) *swarm.ContainerSpec {
 		out.DNSConfig = &swarm.DNSConfig{Nameservers: each(d.GetNameservers(), addr), Search: clone(d.GetSearch()), Options: clone(d.GetOptions())}
 	}
 	return out
-}
-
-func storeIsolation(i container.Isolation) (api.ContainerSpec_Isolation, error) {
-	switch {
-	case i == "", i.IsDefault():
-		return api.ContainerSpec_ISOLATION_DEFAULT, nil
-	default:
-		return 0, invalid("invalid Isolation: %q", i)
-	}
 }
 
 func dockerIsolation(i api.ContainerSpec_Isolation) container.Isolation {

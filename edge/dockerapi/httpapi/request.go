@@ -79,7 +79,7 @@ func Bool(r *http.Request, key string) bool {
 	}
 }
 
-// StrictBool reads a query parameter that must be a boolean of strconv.ParseBool;
+// StrictBool reads a query parameter that must be a boolean of [strconv.ParseBool];
 // absent or empty is false.
 func StrictBool(r *http.Request, key string) (bool, error) {
 	text := r.URL.Query().Get(key)

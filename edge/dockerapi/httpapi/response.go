@@ -16,7 +16,7 @@ type response struct {
 	hijacked bool
 }
 
-// WriteHeader implements http.ResponseWriter.
+// WriteHeader implements [http.ResponseWriter].
 func (w *response) WriteHeader(status int) {
 	if w.status == 0 {
 		w.status = status
@@ -24,7 +24,7 @@ func (w *response) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// Write implements http.ResponseWriter.
+// Write implements [http.ResponseWriter].
 func (w *response) Write(b []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
@@ -32,7 +32,7 @@ func (w *response) Write(b []byte) (int, error) {
 	return w.ResponseWriter.Write(b)
 }
 
-// Flush implements http.Flusher.
+// Flush implements [http.Flusher].
 func (w *response) Flush() {
 	if w.status == 0 {
 		w.status = http.StatusOK
@@ -42,7 +42,7 @@ func (w *response) Flush() {
 	}
 }
 
-// Hijack implements http.Hijacker.
+// Hijack implements [http.Hijacker].
 func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err == nil {
@@ -51,7 +51,7 @@ func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, rw, err
 }
 
-// Unwrap lets http.ResponseController reach the server's writer.
+// Unwrap lets [http.ResponseController] reach the server's writer.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // Encode returns JSON as clients expect it: compact, without HTML escapes, with a newline.

@@ -27,7 +27,14 @@ func newRouter() *httpapi.Router {
 	})
 }
 
-func do(t *testing.T, h http.Handler, method, target, body string, header ...string) *http.Response {
+// answer is a response, read.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func do(t *testing.T, h http.Handler, method, target, body string, header ...string) answer {
 	t.Helper()
 	r := httptest.NewRequestWithContext(t.Context(), method, target, strings.NewReader(body))
 	for i := 0; i < len(header); i += 2 {
@@ -35,16 +42,7 @@ func do(t *testing.T, h http.Handler, method, target, body string, header ...str
 	}
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
-	return w.Result()
-}
-
-func read(t *testing.T, resp *http.Response) string {
-	t.Helper()
-	data, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(data)
+	return answer{w.Code, w.Header(), w.Body.String()}
 }
 
 func TestRoutes(t *testing.T) {
@@ -82,22 +80,22 @@ func TestRoutes(t *testing.T) {
 	}
 	for _, tt := range tests {
 		resp := do(t, rt, tt.method, tt.path, "")
-		if got := read(t, resp); got != tt.want {
+		if got := resp.body; got != tt.want {
 			t.Errorf("%s %s: %q, want %q", tt.method, tt.path, got, tt.want)
 		}
-		known := resp.StatusCode != http.StatusNotFound && tt.method != "OPTIONS"
-		if got := resp.Header.Get("Api-Version"); (got == "1.55") != known {
+		known := resp.status != http.StatusNotFound && tt.method != "OPTIONS"
+		if got := resp.header.Get("Api-Version"); (got == "1.55") != known {
 			t.Errorf("%s %s: Api-Version %q", tt.method, tt.path, got)
 		}
 	}
-	if resp := do(t, rt, "GET", "/v1.23/images/json", ""); resp.Header.Get("Content-Type") != "text/plain; charset=utf-8" {
-		t.Errorf("answers to clients before 1.24 are %s", resp.Header.Get("Content-Type"))
+	if resp := do(t, rt, "GET", "/v1.23/images/json", ""); resp.header.Get("Content-Type") != "text/plain; charset=utf-8" {
+		t.Errorf("answers to clients before 1.24 are %s", resp.header.Get("Content-Type"))
 	}
 	resp := do(t, rt, "GET", "/images/json", "")
 	want := map[string]string{"Server": "Docker/1.2.3 (linux)", "Ostype": "linux", "Docker-Experimental": "false"}
 	for k, v := range want {
-		if resp.Header.Get(k) != v {
-			t.Errorf("%s: %q, want %q", k, resp.Header.Get(k), v)
+		if resp.header.Get(k) != v {
+			t.Errorf("%s: %q, want %q", k, resp.header.Get(k), v)
 		}
 	}
 	if !rt.Has("GET", "/services/{other}") || rt.Has("GET", "/services/{id...}") {
@@ -150,13 +148,13 @@ func TestErrors(t *testing.T) {
 		if tt.text == "" {
 			want = ""
 		}
-		if got := read(t, resp); resp.StatusCode != tt.status || got != want {
-			t.Errorf("%v: %d %q, want %d %q", tt.err, resp.StatusCode, got, tt.status, want)
+		if got := resp.body; resp.status != tt.status || got != want {
+			t.Errorf("%v: %d %q, want %d %q", tt.err, resp.status, got, tt.status, want)
 		}
-		if want != "" && resp.Header.Get("Content-Type") != "application/json" {
-			t.Errorf("%v: content type %q", tt.err, resp.Header.Get("Content-Type"))
+		if want != "" && resp.header.Get("Content-Type") != "application/json" {
+			t.Errorf("%v: content type %q", tt.err, resp.header.Get("Content-Type"))
 		}
-		if resp := do(t, rt, "HEAD", "/v1.41/x", ""); read(t, resp) != "" {
+		if resp := do(t, rt, "HEAD", "/v1.41/x", ""); resp.body != "" {
 			t.Errorf("%v: HEAD has a body", tt.err)
 		}
 	}
@@ -170,7 +168,7 @@ func TestErrorAfterAnswerHasBegun(t *testing.T) {
 		}
 		return errors.New("too late")
 	})
-	if got := read(t, do(t, rt, "GET", "/x", "")); got != "begun" {
+	if got := do(t, rt, "GET", "/x", "").body; got != "begun" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -179,8 +177,8 @@ func TestNotImplemented(t *testing.T) {
 	rt := newRouter()
 	rt.Handle("POST", "/build", httpapi.NotImplemented)
 	resp := do(t, rt, "POST", "/v1.44/build", "")
-	if got := read(t, resp); resp.StatusCode != 501 || got != `{"message":"POST /build is not implemented by skep"}`+"\n" {
-		t.Errorf("%d %s", resp.StatusCode, got)
+	if got := resp.body; resp.status != http.StatusNotImplemented || got != `{"message":"POST /build is not implemented by skep"}`+"\n" {
+		t.Errorf("%d %s", resp.status, got)
 	}
 }
 
@@ -215,16 +213,16 @@ func TestJSON(t *testing.T) {
 	}
 	for _, tt := range tests {
 		resp := do(t, rt, "POST", tt.path, tt.body, "Content-Type", tt.kind)
-		if got := read(t, resp); got != tt.want {
+		if got := resp.body; got != tt.want {
 			t.Errorf("%+v: %q", tt, got)
 		}
-		if got := resp.Header.Get("Content-Type"); got != "application/json" {
+		if got := resp.header.Get("Content-Type"); got != "application/json" {
 			t.Errorf("%+v: content type %q", tt, got)
 		}
 	}
 	resp := do(t, rt, "POST", "/need", `{"A":"`+strings.Repeat("x", 9<<20)+`"}`, "Content-Type", "application/json")
-	if resp.StatusCode != http.StatusRequestEntityTooLarge {
-		t.Errorf("9 MiB body: %d %s", resp.StatusCode, read(t, resp))
+	if resp.status != http.StatusRequestEntityTooLarge {
+		t.Errorf("9 MiB body: %d %s", resp.status, resp.body)
 	}
 }
 

@@ -47,7 +47,7 @@ func (f *flushWriter) flush() {
 	}
 }
 
-// Write implements io.Writer.
+// Write implements [io.Writer].
 func (f *flushWriter) Write(b []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -76,7 +76,7 @@ type frameWriter struct {
 	stream byte
 }
 
-// Write implements io.Writer.
+// Write implements [io.Writer].
 func (f *frameWriter) Write(b []byte) (int, error) {
 	frame := make([]byte, 8, 8+len(b))
 	frame[0] = f.stream
@@ -121,7 +121,7 @@ func Hijack(w http.ResponseWriter, r *http.Request, contentType string) (*Conn, 
 	return &Conn{conn: conn, r: rw.Reader}, nil
 }
 
-// Read reads what the client sends; io.EOF when it has closed its side.
+// Read reads what the client sends; [io.EOF] when it has closed its side.
 func (c *Conn) Read(b []byte) (int, error) { return c.r.Read(b) }
 
 // Write sends to the client. It may be called from several goroutines.

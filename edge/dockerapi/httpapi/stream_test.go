@@ -116,7 +116,7 @@ func TestBeginFlushesAtOnce(t *testing.T) {
 	})
 	server := httptest.NewServer(rt)
 	defer server.Close()
-	req, err := http.NewRequestWithContext(t.Context(), "GET", server.URL+"/x", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+"/x", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func TestBeginFlushesAtOnce(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	close(release)
-	if got := read(t, resp); got != "done" || resp.Header.Get("Content-Type") != "application/json" {
+	if got, err := io.ReadAll(resp.Body); err != nil || string(got) != "done" || resp.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("%q %q", got, resp.Header.Get("Content-Type"))
 	}
 }
