@@ -19,6 +19,10 @@ const (
 	DefaultHost     = "unix:///run/skep/skep.sock"
 )
 
+// maxExecRoot leaves room for containerd's directory of shim sockets, whose path may
+// have 42 characters.
+const maxExecRoot = 42 - len("/containerd/s")
+
 // Daemon is the configuration of one daemon, as its flags say it.
 type Daemon struct {
 	// DataRoot keeps what must survive a reboot, ExecRoot what need not.
@@ -86,6 +90,9 @@ func (d *Daemon) check() error {
 		if clean := filepath.Clean(dir); slices.Contains(systemDirs(), clean) {
 			return fmt.Errorf("directory %q belongs to the system: name one for Skep alone, such as %s", dir, filepath.Join(clean, "skep"))
 		}
+	}
+	if len(d.ExecRoot) > maxExecRoot {
+		return fmt.Errorf("exec root %s is longer than %d characters, too long for the sockets of containerd below it", d.ExecRoot, maxExecRoot)
 	}
 	for _, h := range d.Hosts {
 		if err := checkHost(h); err != nil {

@@ -244,6 +244,9 @@ func TestSwarmLife(t *testing.T) {
 			t.Errorf("namespace %s is left: %v", n.NetNS, err)
 		}
 	}
+	if _, err := os.Stat(cfg.runDir(name)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is left: %v", cfg.runDir(name), err)
+	}
 	if entries, err := os.ReadDir(cfg.Dir); err != nil || len(entries) != 0 {
 		t.Errorf("files left: %v, %v", entries, err)
 	}

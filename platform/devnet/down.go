@@ -48,8 +48,10 @@ func (s *Swarm) wipe(ctx context.Context, n Node) error {
 	if err := process.KillAll(ctx, s.owns(n)); err != nil {
 		return fmt.Errorf("end processes of %s: %w", n.Name, err)
 	}
-	if err := process.UnmountBelow(n.Dir); err != nil {
-		return err
+	for _, dir := range []string{n.Dir, n.ExecRoot()} {
+		if err := process.UnmountBelow(dir); err != nil {
+			return err
+		}
 	}
 	if err := removeNetNS(n.NetNS); err != nil {
 		return err
@@ -98,12 +100,13 @@ func Down(ctx context.Context, cfg Config, name string) error {
 			return err
 		}
 	}
-	dir := cfg.dir(name)
-	if err := process.UnmountBelow(dir); err != nil {
-		return err
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("remove dev swarm %s: %w", name, err)
+	for _, dir := range []string{cfg.dir(name), cfg.runDir(name)} {
+		if err := process.UnmountBelow(dir); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove dev swarm %s: %w", name, err)
+		}
 	}
 	_ = process.RemoveCgroups("/skep-dev") // stays while other swarms use it
 	_ = os.Remove(filepath.Join(cfg.Dir, "."+name+".lock"))

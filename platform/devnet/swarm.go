@@ -2,6 +2,8 @@ package devnet
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,7 +51,8 @@ type Node struct {
 	// NetNS is the name of the node's network namespace.
 	NetNS string `json:"netns"`
 
-	Index int `json:"-"`
+	// runDir holds the exec roots of the swarm's nodes.
+	runDir string
 }
 
 // Log returns the path of the daemon's log file.
@@ -58,8 +61,9 @@ func (n Node) Log() string { return filepath.Join(n.Dir, "daemon.log") }
 // DataRoot returns the daemon's data directory.
 func (n Node) DataRoot() string { return filepath.Join(n.Dir, "data") }
 
-// ExecRoot returns the daemon's directory of what does not survive a reboot.
-func (n Node) ExecRoot() string { return filepath.Join(n.Dir, "run") }
+// ExecRoot returns the daemon's directory of what does not survive a reboot. It is short
+// whatever the names are: the sockets of containerd's shims lie below it.
+func (n Node) ExecRoot() string { return filepath.Join(n.runDir, n.Name) }
 
 func (n Node) pidFile() string { return filepath.Join(n.Dir, "daemon.pid") }
 
@@ -84,6 +88,8 @@ type record struct {
 const (
 	maxNodes = 200
 	maxName  = 24
+	// maxSocket is the longest path of a unix socket.
+	maxSocket = 107
 )
 
 func checkName(name string) error {
@@ -94,6 +100,12 @@ func checkName(name string) error {
 }
 
 func (c Config) dir(name string) string  { return filepath.Join(c.Dir, name) }
+
+// runDir tells swarms of the same name in different directories apart.
+func (c Config) runDir(name string) string {
+	sum := sha256.Sum256([]byte(c.dir(name)))
+	return filepath.Join("/run/skep-dev", hex.EncodeToString(sum[:4]))
+}
 func (c Config) file(name string) string { return filepath.Join(c.dir(name), "swarm.json") }
 
 // lock takes the swarm's lock; the returned function gives it back.
@@ -175,7 +187,7 @@ func Open(cfg Config, name string) (*Swarm, error) {
 func build(cfg Config, r record) *Swarm {
 	s := &Swarm{Name: r.Name, Subnet: r.Subnet, cfg: cfg}
 	for i := range r.Managers + r.Workers {
-		n := Node{Name: fmt.Sprintf("m%d", i+1), Role: "manager", Index: i}
+		n := Node{Name: fmt.Sprintf("m%d", i+1), Role: "manager", runDir: cfg.runDir(r.Name)}
 		if i >= r.Managers {
 			n.Name, n.Role = fmt.Sprintf("w%d", i-r.Managers+1), "worker"
 		}

@@ -43,8 +43,8 @@ func Up(ctx context.Context, cfg Config, name string, managers, workers int, for
 		return nil, err
 	}
 	s := build(cfg, r)
-	if longest := s.Nodes[len(s.Nodes)-1].ExecRoot(); len(longest) > 60 {
-		return nil, model.Errorf(model.Invalid, "the path %s is too long for the sockets below it: choose a shorter --dir or --name", longest)
+	if longest := s.Nodes[len(s.Nodes)-1].Socket; len(longest) > maxSocket {
+		return nil, model.Errorf(model.Invalid, "the path %s is longer than the %d characters that the kernel allows for sockets: choose a shorter --dir or --name", longest, maxSocket)
 	}
 	if err := s.makeBridge(); err != nil {
 		return nil, err
