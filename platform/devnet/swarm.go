@@ -99,7 +99,7 @@ func checkName(name string) error {
 	return nil
 }
 
-func (c Config) dir(name string) string  { return filepath.Join(c.Dir, name) }
+func (c Config) dir(name string) string { return filepath.Join(c.Dir, name) }
 
 // runDir tells swarms of the same name in different directories apart.
 func (c Config) runDir(name string) string {
