@@ -17,6 +17,8 @@ const (
 	DefaultDataRoot = "/var/lib/skep"
 	DefaultExecRoot = "/run/skep"
 	DefaultHost     = "unix:///run/skep/skep.sock"
+	// DefaultCgroupParent is the cgroup above those of all containers.
+	DefaultCgroupParent = "/skep"
 )
 
 // maxExecRoot leaves room for containerd's directory of shim sockets, whose path may
@@ -68,7 +70,7 @@ func (d *Daemon) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&d.LogFormat, "log-format", "text", "text or json")
 	fs.BoolVar(&d.StopTasks, "stop-tasks", false, "stop the tasks when the daemon stops (default: they keep running)")
 	fs.StringVar(&d.BridgeIP, "bip", "", "address of the containers' local bridge, e.g. 172.30.0.1/16 (default: a free private one)")
-	fs.StringVar(&d.CgroupParent, "cgroup-parent", "/skep", "cgroup above those of the containers")
+	fs.StringVar(&d.CgroupParent, "cgroup-parent", DefaultCgroupParent, "cgroup above those of the containers")
 	fs.StringArrayVar(&d.Insecure, "insecure-registry", nil, "registry HOST[:PORT] spoken to without checking certificates (repeatable; loopback always is)")
 }
 
@@ -80,8 +82,8 @@ func (d *Daemon) hostFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&d.TLSCACert, "tlscacert", "", "CA whose certificates clients of tcp hosts must show")
 }
 
-// check refuses what cannot work before anything is started.
-func (d *Daemon) check() error {
+// checkDirs refuses directories that cannot be a daemon's own.
+func (d *Daemon) checkDirs() error {
 	for _, dir := range []string{d.DataRoot, d.ExecRoot} {
 		if !filepath.IsAbs(dir) {
 			return fmt.Errorf("directory %q must be absolute", dir)
@@ -93,6 +95,14 @@ func (d *Daemon) check() error {
 	}
 	if len(d.ExecRoot) > maxExecRoot {
 		return fmt.Errorf("exec root %s is longer than %d characters, too long for the sockets of containerd below it", d.ExecRoot, maxExecRoot)
+	}
+	return nil
+}
+
+// check refuses what cannot work before anything is started.
+func (d *Daemon) check() error {
+	if err := d.checkDirs(); err != nil {
+		return err
 	}
 	for _, h := range d.Hosts {
 		if err := checkHost(h); err != nil {

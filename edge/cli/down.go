@@ -22,7 +22,7 @@ import (
 const stopGrace = 60 * time.Second
 
 func (a *app) downCommand() *cobra.Command {
-	var dataRoot string
+	var dataRoot, execRoot string
 	var keep bool
 	c := &cobra.Command{
 		Use:   "down",
@@ -32,7 +32,10 @@ bridge, and the systemd unit and docker context with it. Data stay: the next ske
 same node of the same swarm, with its images, volumes and secrets.
 
 With --keep-data=false the node leaves its swarm first (a manager is demoted if others can
-carry on) and everything below the data directory is deleted.`,
+carry on) and everything below the data directory is deleted.
+
+A daemon that somebody started by hand is stopped by hand; then skep down --data-root DIR
+--exec-root DIR removes what it left running.`,
 		Args: args(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := needRoot("stopping a node"); err != nil {
@@ -40,19 +43,19 @@ carry on) and everything below the data directory is deleted.`,
 			}
 			ctx, cancel := context.WithTimeout(c.Context(), 3*time.Minute)
 			defer cancel()
-			return a.down(ctx, dataRoot, keep)
+			return a.down(ctx, dataRoot, execRoot, keep)
 		},
 	}
 	c.Flags().StringVar(&dataRoot, "data-root", DefaultDataRoot, "data directory of the node, as given to skep up")
+	c.Flags().StringVar(&execRoot, "exec-root", DefaultExecRoot, "exec directory of a daemon that skep up did not start")
 	c.Flags().BoolVar(&keep, "keep-data", true, "keep images, volumes and swarm state; =false leaves the swarm and deletes them")
 	return c
 }
 
-func (a *app) down(ctx context.Context, dataRoot string, keep bool) error {
+func (a *app) down(ctx context.Context, dataRoot, execRoot string, keep bool) error {
 	i, err := readInstalled(dataRoot)
 	if errors.Is(err, os.ErrNotExist) {
-		a.say("no node is up here: %s does not exist", recordFile(dataRoot))
-		return nil
+		return a.clear(ctx, dataRoot, execRoot, keep)
 	}
 	if err != nil {
 		return err
@@ -86,6 +89,47 @@ func (a *app) down(ctx context.Context, dataRoot string, keep bool) error {
 	}
 	a.say("the node is down and %s is empty", i.DataRoot)
 	return nil
+}
+
+// clear removes what a daemon left that `skep up` did not start and that has ended.
+func (a *app) clear(ctx context.Context, dataRoot, execRoot string, keep bool) error {
+	d := Daemon{DataRoot: dataRoot, ExecRoot: execRoot}
+	if err := d.checkDirs(); err != nil {
+		return err
+	}
+	left, err := process.Select(func(e process.Entry) bool { return helperOf(e, execRoot, dataRoot) })
+	if err != nil {
+		return err
+	}
+	if entries, err := os.ReadDir(execRoot); len(left) == 0 && (errors.Is(err, os.ErrNotExist) || err == nil && len(entries) == 0) {
+		a.say("no node is up here: %s does not exist, and %s is empty", recordFile(dataRoot), execRoot)
+		return nil
+	}
+	running, err := process.Select(func(e process.Entry) bool { return daemonOf(e, dataRoot) })
+	if err != nil {
+		return err
+	}
+	if len(running) > 0 {
+		return fmt.Errorf("process %d is a daemon that `skep up` did not start: stop it first", running[0].PID)
+	}
+	a.say("removing what a daemon left in %s", execRoot)
+	if err := cleanUp(ctx, installed{DataRoot: dataRoot, ExecRoot: execRoot, CgroupParent: DefaultCgroupParent}); err != nil || keep {
+		return err
+	}
+	return emptyDir(dataRoot)
+}
+
+// daemonOf reports whether a process is the daemon of a data directory.
+func daemonOf(e process.Entry, dataRoot string) bool {
+	if len(e.Args) < 2 || filepath.Base(e.Args[0]) != "skep" || !slices.Contains(e.Args, "daemon") {
+		return false
+	}
+	for i, arg := range e.Args {
+		if arg == "--data-root="+dataRoot || arg == "--data-root" && i+1 < len(e.Args) && e.Args[i+1] == dataRoot {
+			return true
+		}
+	}
+	return dataRoot == DefaultDataRoot && !slices.ContainsFunc(e.Args, func(arg string) bool { return strings.HasPrefix(arg, "--data-root") })
 }
 
 // leave takes the node out of its swarm, if it runs and is in one.
@@ -184,11 +228,12 @@ func cleanUp(ctx context.Context, i installed) error {
 			return err
 		}
 	}
-	if err := process.RemoveCgroups(i.CgroupParent); err != nil {
-		return err
-	}
+	_ = process.RemoveCgroups(i.CgroupParent) // stays while another daemon uses it
 	if err := emptyDir(i.ExecRoot); err != nil {
 		return err
+	}
+	if i.Host == "" {
+		return nil
 	}
 	return removeFile(i.socket())
 }

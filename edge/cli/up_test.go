@@ -138,9 +138,63 @@ func TestUpAndDown(t *testing.T) {
 	if entries, err := os.ReadDir(filepath.Join(dir, "data")); err != nil || len(entries) != 0 {
 		t.Errorf("left in the data root: %v, %v", entries, err)
 	}
-	if out, err := run("down", "--data-root="+dir+"/data"); err != nil || !strings.Contains(out, "no node is up here") {
+	if out, err := run("down", "--data-root="+dir+"/data", "--exec-root="+dir+"/run"); err != nil || !strings.Contains(out, "no node is up here") {
 		t.Errorf("down of nothing: %v\n%s", err, out)
 	}
+}
+
+// TestDownClearsWhatAForeignDaemonLeft ends the containerd of a daemon that nobody
+// installed, and refuses to do so while that daemon runs.
+func TestDownClearsWhatAForeignDaemonLeft(t *testing.T) {
+	dir, run := node(t)
+	if err := os.MkdirAll(filepath.Join(dir, "run"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	play := func(name, text string) process.Process {
+		t.Helper()
+		p, err := process.Start(process.Command{Path: "/bin/bash", Args: []string{"-c", "exec -a " + name + " /bin/bash -c 'sleep 60; exit' x " + text}, Log: filepath.Join(dir, "log")})
+		if errors.Is(err, os.ErrNotExist) {
+			t.Skip("needs bash")
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = p.Kill(context.Background()) })
+		return p
+	}
+	down := []string{"down", "--data-root=" + dir + "/data", "--exec-root=" + dir + "/run"}
+	daemon := play("skep", "daemon --data-root "+dir+"/data")
+	helper := play("containerd", "--config "+dir+"/data/containerd/config.toml")
+	awaitArgs(t, helper)
+	awaitArgs(t, daemon)
+	if _, err := run(down...); err == nil || !strings.Contains(err.Error(), "stop it first") {
+		t.Errorf("down beside a running daemon: %v", err)
+	}
+	if err := daemon.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run(down...); err != nil || !strings.Contains(out, "removing what a daemon left") {
+		t.Errorf("down: %v\n%s", err, out)
+	}
+	if helper.Alive() {
+		t.Error("its containerd is alive")
+	}
+}
+
+// awaitArgs waits until a shell has become what it plays.
+func awaitArgs(t *testing.T, p process.Process) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		found, err := process.Select(func(e process.Entry) bool {
+			return e.Process == p && len(e.Args) > 0 && filepath.Base(e.Args[0]) != "bash"
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(found) > 0 {
+			return
+		}
+	}
+	t.Fatal("the shell does not become what it plays")
 }
 
 func TestUpShowsTheLogOfABrokenDaemon(t *testing.T) {
