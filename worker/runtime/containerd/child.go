@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"text/template"
 	"time"
@@ -25,7 +26,8 @@ type child struct {
 	cfg     Config
 	oci     ociRuntime
 	address string
-	dir     string // configuration, pid file and log
+	dir     string      // configuration, pid file and log
+	ending  atomic.Bool // it is to end, and not to be started again
 }
 
 func newChild(cfg Config, oci ociRuntime) *child {
@@ -185,7 +187,7 @@ func shareMounts() error {
 }
 
 // supervise starts containerd again whenever it ends, until ctx does.
-func (c *child) supervise(ctx context.Context, log *slog.Logger) error {
+func (c *child) supervise(ctx context.Context, log *slog.Logger, started func()) error {
 	const pause = 250 * time.Millisecond
 	delay := time.Duration(0)
 	for {
@@ -194,10 +196,14 @@ func (c *child) supervise(ctx context.Context, log *slog.Logger) error {
 		case <-ctx.Done():
 			return nil
 		}
+		if c.ending.Load() {
+			continue
+		}
 		if c.pid() != 0 {
 			delay = max(0, delay-pause)
 			continue
 		}
+		started()
 		log.LogAttrs(ctx, slog.LevelWarn, "containerd ended, starting it again")
 		if err := c.ensure(ctx); err != nil && ctx.Err() == nil {
 			log.LogAttrs(ctx, slog.LevelError, "containerd does not start", slog.Any("error", err))
@@ -213,6 +219,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 		return nil
 	}
 	e.groups.shutdown(e.ns(ctx))
+	e.child.ending.Store(true)
 	pid := e.child.pid()
 	if pid == 0 {
 		return nil

@@ -226,8 +226,8 @@ func (e *Engine) validate(cfg *container.Config, host *container.HostConfig, opt
 		host.NetworkMode = "bridge"
 	}
 	host.Binds = slices.Clone(host.Binds)
-	if host.Privileged {
-		return warnings, nil
+	if _, err := capabilities(host); err != nil {
+		return nil, err
 	}
 	if _, err := securityOptions(host); err != nil {
 		return nil, err

@@ -165,7 +165,7 @@ func New(ctx context.Context, cfg Config) (_ *Engine, err error) {
 func (e *Engine) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(namespaces.WithNamespace(ctx, e.cfg.Namespace))
 	if e.child != nil {
-		g.Go(func() error { return e.child.supervise(ctx, e.log) })
+		g.Go(func() error { return e.child.supervise(ctx, e.log, e.metrics.restarts.Inc) })
 	}
 	g.Go(func() error { return e.watch(ctx) })
 	g.Go(func() error { return e.groups.reap(ctx) })

@@ -34,7 +34,11 @@ func (e *Engine) watch(ctx context.Context) error {
 		}
 		cancel()
 		if err != nil && ctx.Err() == nil {
-			e.log.LogAttrs(ctx, slog.LevelWarn, "containerd does not answer", slog.Any("error", err))
+			level := slog.LevelWarn
+			if e.child != nil && e.child.ending.Load() {
+				level = slog.LevelDebug
+			}
+			e.log.LogAttrs(ctx, level, "containerd does not answer", slog.Any("error", err))
 			select {
 			case <-time.After(200 * time.Millisecond):
 			case <-ctx.Done():

@@ -103,7 +103,7 @@ func exitCodeOf(err error) int {
 	switch {
 	case strings.Contains(text, "executable file not found"), strings.Contains(text, "no such file or directory"), strings.Contains(text, "not found"):
 		return 127
-	case strings.Contains(text, "permission denied"), strings.Contains(text, "not executable"), strings.Contains(text, "exec format error"):
+	case strings.Contains(text, "permission denied"), strings.Contains(text, "not executable"), strings.Contains(text, "open executable"), strings.Contains(text, "exec format error"):
 		return 126
 	}
 	return 128

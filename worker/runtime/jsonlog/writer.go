@@ -63,31 +63,49 @@ func (w *Writer) open() error {
 	return nil
 }
 
-// Write appends entries in one write.
+// Write appends entries, those that go to one file in one write.
 func (w *Writer) Write(entries ...Entry) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.buf = w.buf[:0]
 	for _, e := range entries {
+		before := len(w.buf)
 		w.buf = Append(w.buf, e)
+		if full := w.size+int64(len(w.buf)) > w.cfg.MaxSize; w.cfg.MaxSize < 0 || !full {
+			continue
+		}
+		if err := w.flush(before); err != nil {
+			return err
+		}
+		if w.size == 0 {
+			continue // one entry larger than a file
+		}
+		if err := w.rotate(); err != nil {
+			return err
+		}
 	}
-	if len(w.buf) == 0 {
+	err := w.flush(len(w.buf))
+	if cap(w.buf) > 1<<20 {
+		w.buf = nil
+	}
+	return err
+}
+
+// flush writes the first n bytes of the buffer.
+func (w *Writer) flush(n int) error {
+	if n == 0 {
 		return nil
 	}
 	if w.file == nil {
 		return os.ErrClosed
 	}
-	if w.cfg.MaxSize > 0 && w.size > 0 && w.size+int64(len(w.buf)) > w.cfg.MaxSize {
-		if err := w.rotate(); err != nil {
-			return err
-		}
+	k, err := w.file.Write(w.buf[:n])
+	w.size += int64(k)
+	w.buf = append(w.buf[:0], w.buf[n:]...)
+	if err != nil {
+		return fmt.Errorf("write log: %w", err)
 	}
-	n, err := w.file.Write(w.buf)
-	w.size += int64(n)
-	if cap(w.buf) > 1<<20 {
-		w.buf = nil
-	}
-	return err
+	return nil
 }
 
 // rotate shifts path.1 to path.2 and so on, drops the oldest file and begins a new one.

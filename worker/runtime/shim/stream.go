@@ -23,6 +23,8 @@ type stream struct {
 	done sync.WaitGroup  // the output copiers
 
 	outputs []io.Closer // the FIFOs; closed by finish
+	// endInput makes the task service let go of the input FIFO, of which it is a writer too.
+	endInput func()
 
 	mu      sync.Mutex
 	clients map[*client]struct{}
@@ -32,8 +34,8 @@ type stream struct {
 
 // newStream makes the FIFOs of a task in its bundle and begins to copy. It returns the
 // paths to hand to the task service.
-func newStream(spec Spec, bundle string, terminal bool) (s *stream, stdin, stdout, stderr string, err error) {
-	s = &stream{spec: spec, clients: map[*client]struct{}{}}
+func newStream(spec Spec, bundle string, terminal bool, endInput func()) (s *stream, stdin, stdout, stderr string, err error) {
+	s = &stream{spec: spec, endInput: endInput, clients: map[*client]struct{}{}}
 	if spec.LogPath != "" {
 		if s.log, err = jsonlog.Open(jsonlog.Config{Path: spec.LogPath, MaxSize: spec.MaxSize, MaxFiles: spec.MaxFiles}); err != nil {
 			return nil, "", "", "", err
@@ -162,6 +164,7 @@ func (s *stream) closeInput() {
 	s.mu.Unlock()
 	if w != nil {
 		_ = w.Close() // the reader sees the end either way
+		s.endInput()
 	}
 }
 

@@ -59,7 +59,10 @@ func (t *Tasks) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*task
 	if err != nil { // tasks work without; attach will say that it does not
 		log.G(ctx).WithError(err).Error("serve streams")
 	}
-	s, stdin, stdout, stderr, err := newStream(spec, r.Bundle, r.Terminal)
+	s, stdin, stdout, stderr, err := newStream(spec, r.Bundle, r.Terminal, func() {
+		// A task that is gone has let go already.
+		_, _ = t.CloseIO(t.ctx, &taskapi.CloseIORequest{ID: r.ID, Stdin: true})
+	})
 	if err != nil {
 		return nil, err
 	}
