@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
@@ -18,9 +17,9 @@ import (
 // maxExplained bounds the tasks of one explanation: the newest ones say most.
 const maxExplained = 500
 
-// Refuse tells for a task without node which nodes each filter of the scheduler
-// refuses now. The scheduler's own function is given to NewInsight.
-type Refuse func(s *store.Snapshot, t *api.Task, now time.Time) []*skepv1.Refusal
+// Refuse returns, for one snapshot, what tells for a task without node which nodes
+// each filter of the scheduler refuses.
+type Refuse func(s *store.Snapshot) func(t *api.Task) []*skepv1.Refusal
 
 // Insight answers why things are as they are. It implements skepv1.InsightServer and
 // has no state.
@@ -32,11 +31,10 @@ type Insight struct {
 	refuse  Refuse
 }
 
-// NewInsight returns an Insight. refuse may be nil: then the tasks' own error texts
-// must do.
+// NewInsight returns an Insight. A nil refuse asks the scheduler.
 func NewInsight(state replica.State, members Membership, refuse Refuse) *Insight {
 	if refuse == nil {
-		refuse = func(*store.Snapshot, *api.Task, time.Time) []*skepv1.Refusal { return nil }
+		refuse = scheduler
 	}
 	return &Insight{state: state, members: members, refuse: refuse}
 }
@@ -62,8 +60,13 @@ func (i *Insight) Explain(_ context.Context, req *skepv1.ExplainRequest) (*skepv
 		resp.Notes = append(resp.Notes, fmt.Sprintf("%d more tasks are not shown", len(tasks)-maxExplained))
 		tasks = tasks[:maxExplained]
 	}
+	refuse := i.refuse(s)
 	for _, t := range tasks {
-		resp.Tasks = append(resp.Tasks, i.explain(s, t))
+		e := explain(s, t)
+		if waiting(t) {
+			e.Refusals = refuse(t)
+		}
+		resp.Tasks = append(resp.Tasks, e)
 	}
 	if service != nil {
 		resp.Notes = append(notes(s, service), resp.Notes...)
@@ -83,16 +86,12 @@ func byInterest(a, b *api.Task) int {
 		b.GetStatus().GetTimestamp().AsTime().Compare(a.GetStatus().GetTimestamp().AsTime()), cmp.Compare(a.GetId(), b.GetId()))
 }
 
-func (i *Insight) explain(s *store.Snapshot, t *api.Task) *skepv1.TaskExplanation {
-	e := &skepv1.TaskExplanation{
+func explain(s *store.Snapshot, t *api.Task) *skepv1.TaskExplanation {
+	return &skepv1.TaskExplanation{
 		TaskId: t.GetId(), Name: TaskName(t), NodeId: t.GetNodeId(), NodeName: s.Node(t.GetNodeId()).GetDescription().GetHostname(),
 		State: model.StateName(t.GetStatus().GetState()), DesiredState: model.StateName(t.GetDesiredState()),
 		Message: t.GetStatus().GetMessage(), Error: t.GetStatus().GetErr(), Since: t.GetStatus().GetTimestamp(),
 	}
-	if waiting(t) {
-		e.Refusals = i.refuse(s, t, time.Now())
-	}
-	return e
 }
 
 // waiting reports whether a task is to run but has no confirmed node yet.

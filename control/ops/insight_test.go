@@ -3,7 +3,6 @@ package ops_test
 import (
 	"context"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
@@ -24,12 +23,14 @@ func TestExplain(t *testing.T) {
 		aTask("t1", "s", 1, run, run), waiting, aTask("t0", "s", 1, api.TaskState_SHUTDOWN, api.TaskState_FAILED))
 	refusals := []*skepv1.Refusal{{Filter: "resources", Reason: "insufficient resources", NodeIds: []string{"n1"}}}
 	asked := 0
-	insight := ops.NewInsight(state, members{}, func(_ *store.Snapshot, task *api.Task, _ time.Time) []*skepv1.Refusal {
-		asked++
-		if task.GetId() != "t2" {
-			t.Errorf("asked about %s", task.GetId())
+	insight := ops.NewInsight(state, members{}, func(*store.Snapshot) func(*api.Task) []*skepv1.Refusal {
+		return func(task *api.Task) []*skepv1.Refusal {
+			asked++
+			if task.GetId() != "t2" {
+				t.Errorf("asked about %s", task.GetId())
+			}
+			return refusals
 		}
-		return refusals
 	})
 	resp, err := insight.Explain(t.Context(), &skepv1.ExplainRequest{Target: "WEB"})
 	if err != nil {
@@ -59,6 +60,30 @@ func TestExplain(t *testing.T) {
 	wantStatus(t, err, codes.NotFound, "service or task nope not found")
 	_, err = insight.Explain(t.Context(), &skepv1.ExplainRequest{Target: "t"})
 	wantStatus(t, err, codes.InvalidArgument, "t is ambiguous (3 matches found)")
+}
+
+// TestSchedulerExplains asks the real scheduler about a task that wants too much.
+func TestSchedulerExplains(t *testing.T) {
+	pending := aTask("t1", "s", 1, api.TaskState_RUNNING, api.TaskState_PENDING)
+	pending.NodeId = ""
+	pending.Spec.Resources = &api.ResourceRequirements{Reservations: &api.Resources{NanoCpus: 4e9}}
+	small := aNode("n1", api.NodeRole_WORKER, api.NodeStatus_READY)
+	small.Description.Resources = &api.Resources{NanoCpus: 1e9}
+	state := fill(t, small, aNode("n2", api.NodeRole_WORKER, api.NodeStatus_DOWN), service("s", "web"), pending)
+	resp, err := ops.NewInsight(state, members{}, nil).Explain(t.Context(), &skepv1.ExplainRequest{Target: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := make(map[string]string)
+	for _, r := range resp.GetTasks()[0].GetRefusals() {
+		for i, id := range r.GetNodeIds() {
+			refused[id] = r.GetNodeNames()[i] + ": " + r.GetReason()
+		}
+	}
+	want := map[string]string{"n1": "hostn1: insufficient resources on 1 node", "n2": "hostn2: 1 node not available for new tasks"}
+	if diff := cmp.Diff(want, refused); diff != "" {
+		t.Error(diff)
+	}
 }
 
 func TestOverview(t *testing.T) {
