@@ -1,13 +1,6 @@
 package dockerapi
 
-import (
-	"net/http"
-
-	"github.com/moby/moby/api/types/build"
-
-	"github.com/skep-dev/skep/core/model"
-	"github.com/skep-dev/skep/edge/dockerapi/httpapi"
-)
+import "github.com/skep-dev/skep/edge/dockerapi/httpapi"
 
 // absent lists endpoints that Docker has. Those that no package has added when the
 // API begins to serve answer 501 instead of 404.
@@ -65,6 +58,8 @@ func absent() [][2]string {
 		{"POST", "/build/cancel"},
 		{"POST", "/session"},
 		{"POST", "/grpc"},
+		{"POST", "/networks/{id...}/connect"},
+		{"POST", "/networks/{id...}/disconnect"},
 		{"GET", "/volumes"},
 		{"GET", "/volumes/{name...}"},
 		{"POST", "/volumes/create"},
@@ -84,25 +79,9 @@ func absent() [][2]string {
 }
 
 func (a *API) routeAbsent() {
-	a.fallback("GET", "/plugins", func(w http.ResponseWriter, _ *http.Request) error {
-		return httpapi.WriteJSON(w, http.StatusOK, []struct{}{})
-	})
-	// `docker inspect X` asks for every kind of object in turn and needs 404 for a miss.
-	a.fallback("GET", "/plugins/{name...}/json", func(_ http.ResponseWriter, r *http.Request) error {
-		return model.Errorf(model.NotFound, "plugin %q not found", r.PathValue("name"))
-	})
-	// `docker system prune` clears a build cache, of which there is none.
-	a.fallback("POST", "/build/prune", func(w http.ResponseWriter, _ *http.Request) error {
-		return httpapi.WriteJSON(w, http.StatusOK, build.CachePruneReport{})
-	})
 	for _, route := range absent() {
-		a.fallback(route[0], route[1], httpapi.NotImplemented)
-	}
-}
-
-// fallback adds a route that no other package has added.
-func (a *API) fallback(method, pattern string, h httpapi.Handler) {
-	if !a.router.Has(method, pattern) {
-		a.router.Handle(method, pattern, h)
+		if !a.router.Has(route[0], route[1]) {
+			a.router.Handle(route[0], route[1], httpapi.NotImplemented)
+		}
 	}
 }

@@ -12,7 +12,7 @@ const (
 	surnames   = "aristaeus aristotle beekman butler camazine columella crane dadant deborah dzierzon frisch gould grozinger huber hutchings huish janscha jarvis karl laidlaw langstroth lindauer lubbock maeterlinck maurizio nolan oertel page palladius pliny quinby reaumur ribbands robinson root rothschild schirach seeley sladen snodgrass swammerdam tautz theraulaz thorley varro virgil warder wenner wheler wildman wilson winston"
 )
 
-// randomName returns a name for a service; a clash is refused like any other.
+// randomName returns a name for a service, one of some 3,000.
 func randomName() string {
 	a, s := strings.Fields(adjectives), strings.Fields(surnames)
 	return a[rand.IntN(len(a))] + "_" + s[rand.IntN(len(s))]

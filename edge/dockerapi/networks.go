@@ -23,8 +23,6 @@ func (a *API) routeNetworks() {
 	a.router.Handle("POST", "/networks/create", a.createNetwork)
 	a.router.Handle("DELETE", "/networks/{id...}", a.removeNetwork)
 	a.router.Handle("POST", "/networks/prune", pruneNetworks)
-	a.router.Handle("POST", "/networks/{id...}/connect", httpapi.NotImplemented)
-	a.router.Handle("POST", "/networks/{id...}/disconnect", httpapi.NotImplemented)
 }
 
 // predefined are the networks that every node has; their names are taken everywhere.

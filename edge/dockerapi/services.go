@@ -7,6 +7,8 @@ import (
 
 	"github.com/moby/moby/api/pkg/authconfig"
 	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
@@ -28,9 +30,11 @@ func listServices(ctx context.Context, c api.ControlClient, w http.ResponseWrite
 	if err != nil {
 		return err
 	}
-	withStatus, err := httpapi.StrictBool(r, "status")
-	if err != nil {
-		return err
+	withStatus := false
+	if !httpapi.RequestVersion(r).Before(41) {
+		if withStatus, err = httpapi.StrictBool(r, "status"); err != nil {
+			return err
+		}
 	}
 	runtimes := f["runtime"]
 	if len(runtimes) == 0 {
@@ -48,7 +52,7 @@ func listServices(ctx context.Context, c api.ControlClient, w http.ResponseWrite
 			out = append(out, convert.DockerService(s))
 		}
 	}
-	if withStatus && !httpapi.RequestVersion(r).Before(41) && len(out) > 0 {
+	if withStatus && len(out) > 0 {
 		if err := addStatuses(ctx, c, out); err != nil {
 			return err
 		}
@@ -108,9 +112,6 @@ func readServiceSpec(ctx context.Context, c api.ControlClient, w http.ResponseWr
 	if !version.Before(44) {
 		body.Networks = nil
 	}
-	if body.Name == "" && r.PathValue("id") == "" {
-		body.Name = randomName()
-	}
 	spec, err := convert.StoreServiceSpec(body.ServiceSpec, body.Networks)
 	if err != nil {
 		return nil, err
@@ -147,11 +148,28 @@ func (a *API) createService(ctx context.Context, c api.ControlClient, w http.Res
 		return err
 	}
 	warnings := a.pinImage(ctx, spec, r)
-	resp, err := c.CreateService(ctx, &api.CreateServiceRequest{Spec: spec})
+	resp, err := createNamed(ctx, c, spec)
 	if err != nil {
 		return err
 	}
 	return httpapi.WriteJSON(w, http.StatusCreated, swarm.ServiceCreateResponse{ID: resp.GetService().GetId(), Warnings: warnings})
+}
+
+// maxNames is how many random names are tried for a service that was given none.
+const maxNames = 10
+
+// createNamed creates a service, under a random name if it has none.
+func createNamed(ctx context.Context, c api.ControlClient, spec *api.ServiceSpec) (*api.CreateServiceResponse, error) {
+	if spec.GetAnnotations().GetName() != "" {
+		return c.CreateService(ctx, &api.CreateServiceRequest{Spec: spec})
+	}
+	for try := 1; ; try++ {
+		spec.Annotations.Name = randomName()
+		resp, err := c.CreateService(ctx, &api.CreateServiceRequest{Spec: spec})
+		if status.Code(err) != codes.AlreadyExists || try == maxNames {
+			return resp, err
+		}
+	}
 }
 
 func (a *API) updateService(ctx context.Context, c api.ControlClient, w http.ResponseWriter, r *http.Request) error {

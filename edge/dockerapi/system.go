@@ -4,6 +4,8 @@ import (
 	"io"
 	"net/http"
 
+	"github.com/moby/moby/api/types/build"
+
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/edge/dockerapi/httpapi"
 )
@@ -16,6 +18,17 @@ func (a *API) routeSystem() {
 	a.router.Handle("GET", "/version", a.version)
 	a.router.Handle("GET", "/events", a.events)
 	a.router.Handle("GET", "/distribution/{name...}/json", a.distribution)
+	a.router.Handle("GET", "/plugins", func(w http.ResponseWriter, _ *http.Request) error {
+		return httpapi.WriteJSON(w, http.StatusOK, []struct{}{})
+	})
+	// `docker inspect X` asks for every kind of object in turn and needs 404 for a miss.
+	a.router.Handle("GET", "/plugins/{name...}/json", func(_ http.ResponseWriter, r *http.Request) error {
+		return model.Errorf(model.NotFound, "plugin %q not found", r.PathValue("name"))
+	})
+	// `docker system prune` clears a build cache, of which there is none.
+	a.router.Handle("POST", "/build/prune", func(w http.ResponseWriter, _ *http.Request) error {
+		return httpapi.WriteJSON(w, http.StatusOK, build.CachePruneReport{})
+	})
 }
 
 func (a *API) ping(w http.ResponseWriter, r *http.Request) error {
