@@ -1,0 +1,102 @@
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/worker/runtime"
+)
+
+// reservation holds one host port: a bound socket that does not listen, so that nobody
+// else can have the port and nothing answers where the rules do not reach.
+type reservation struct {
+	fd   int
+	port runtime.PortBinding
+}
+
+func (r *reservation) close() { _ = unix.Close(r.fd) }
+
+// reserve holds the ports of a container and chooses those that are open. fresh reports
+// whether anything was not held before. Callers hold mu.
+func (d *Dataplane) reserve(containerID string, want []runtime.PortBinding) (ports []runtime.PortBinding, fresh bool, err error) {
+	held := d.reserved[containerID]
+	var added []*reservation
+	undo := func() {
+		for _, r := range added {
+			r.close()
+		}
+	}
+	for _, p := range want {
+		if r := find(held, p); r != nil {
+			ports = append(ports, r.port)
+			continue
+		}
+		r, err := bindPort(p)
+		if err != nil {
+			undo()
+			return nil, false, err
+		}
+		added = append(added, r)
+		ports = append(ports, r.port)
+	}
+	d.reserved[containerID] = append(held, added...)
+	return ports, len(added) > 0, nil
+}
+
+func find(held []*reservation, p runtime.PortBinding) *reservation {
+	for _, r := range held {
+		if r.port.Protocol == p.Protocol && r.port.HostIP == p.HostIP && r.port.ContainerPort == p.ContainerPort &&
+			(p.HostPort == 0 || r.port.HostPort == p.HostPort) {
+			return r
+		}
+	}
+	return nil
+}
+
+// bindPort takes one host port; zero takes any that is free.
+func bindPort(p runtime.PortBinding) (*reservation, error) {
+	var kind, proto int
+	switch p.Protocol {
+	case "tcp", "":
+		p.Protocol, kind, proto = "tcp", unix.SOCK_STREAM, unix.IPPROTO_TCP
+	case "udp":
+		kind, proto = unix.SOCK_DGRAM, unix.IPPROTO_UDP
+	case "sctp":
+		kind, proto = unix.SOCK_STREAM, unix.IPPROTO_SCTP
+	default:
+		return nil, model.Errorf(model.Invalid, "invalid protocol %q", p.Protocol)
+	}
+	host := p.HostIP
+	if !host.IsValid() || host.IsUnspecified() {
+		host = netip.IPv4Unspecified()
+	}
+	if !host.Is4() {
+		return nil, model.Errorf(model.Unimplemented, "publishing on IPv6 address %s is not implemented by skep yet", host)
+	}
+	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, proto)
+	if err != nil {
+		return nil, fmt.Errorf("publish port %d/%s: %w", p.HostPort, p.Protocol, err)
+	}
+	err = unix.Bind(fd, &unix.SockaddrInet4{Port: int(p.HostPort), Addr: host.As4()})
+	if errors.Is(err, unix.EADDRINUSE) {
+		_ = unix.Close(fd)
+		return nil, model.Errorf(model.Conflict, "Bind for %s:%d failed: port is already allocated", host, p.HostPort)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("publish %s:%d/%s: %w", host, p.HostPort, p.Protocol, err)
+	}
+	bound, err := unix.Getsockname(fd)
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("publish port %d/%s: %w", p.HostPort, p.Protocol, err)
+	}
+	if a, ok := bound.(*unix.SockaddrInet4); ok {
+		p.HostPort = uint16(a.Port)
+	}
+	return &reservation{fd: fd, port: p}, nil
+}
