@@ -20,7 +20,6 @@ deps: ## install the Debian packages that building, running and testing need
 build: ## build bin/skep, the containerd shim, the pinned containerd and the example image
 	@mkdir -p $(BIN)
 	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o $(BIN)/skep ./cmd/skep
-	$(GO) build -trimpath -ldflags "-s -w" -o $(BIN)/containerd-shim-skep-v1 ./cmd/containerd-shim-skep-v1
 	@./tools/containerd/build.sh $(BIN)
 	@./examples/hello/build.sh $(BIN)
 

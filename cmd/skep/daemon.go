@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -13,50 +13,73 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/edge/cli"
 	"github.com/skep-dev/skep/node"
+	"github.com/skep-dev/skep/worker/dataplane"
 	"github.com/skep-dev/skep/worker/runtime/containerd"
 )
 
-// runDaemon runs a node until ctx ends, with an engine on containerd.
-func runDaemon(ctx context.Context, d cli.Daemon) (err error) {
-	log, err := newLogger(os.Stderr, d.LogLevel, d.LogFormat)
+// runDaemon is `skep daemon`: it builds the parts that are chosen by flags and runs the
+// node until ctx ends.
+func runDaemon(ctx context.Context, d cli.Daemon) error {
+	log, err := logger(d)
 	if err != nil {
 		return err
 	}
 	hostname, err := os.Hostname()
 	if err != nil {
-		return fmt.Errorf("start daemon: %w", err)
+		return fmt.Errorf("find host name: %w", err)
 	}
 	executable, err := os.Executable()
 	if err != nil {
-		return fmt.Errorf("start daemon: %w", err)
+		return fmt.Errorf("find own program: %w", err)
 	}
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	reload := make(chan struct{}, 1)
-	go relaySignals(ctx, stop, reload)
-
-	registry := prometheus.NewRegistry()
-	engine, err := containerd.New(ctx, containerd.Config{
-		Root: d.DataRoot, State: filepath.Join(d.ExecRoot, "containerd"), Address: d.Containerd, BinDir: filepath.Dir(executable),
-		Runtime: d.Runtime, CgroupParent: d.CgroupParent, Log: log.With(slog.String("component", "runtime")), Registerer: registry,
+	var bridge netip.Prefix
+	if d.BridgeIP != "" {
+		if bridge, err = netip.ParsePrefix(d.BridgeIP); err != nil || !bridge.Addr().Is4() {
+			return model.Errorf(model.Invalid, "--bip %q must be an IPv4 address with its prefix, like 172.30.0.1/16", d.BridgeIP)
+		}
+	}
+	for _, dir := range []string{d.DataRoot, d.ExecRoot} {
+		if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // containers' users must pass
+			return fmt.Errorf("start daemon: %w", err)
+		}
+	}
+	network, err := dataplane.New(dataplane.Config{
+		Dir: filepath.Join(d.DataRoot, "network"), ExecDir: filepath.Join(d.ExecRoot, "netns"), Address: bridge, Log: log,
 	})
 	if err != nil {
-		return fmt.Errorf("start daemon: %w", err)
+		return err
 	}
-	defer func() { err = errors.Join(err, engine.Close()) }()
-	return node.Run(ctx, node.Config{
-		DataRoot: d.DataRoot, ExecRoot: d.ExecRoot, Hosts: d.Hosts, TLSCert: d.TLSCert, TLSKey: d.TLSKey, TLSCACert: d.TLSCACert,
-		AdvertiseAddr: d.AdvertiseAddr, ListenAddr: d.ListenAddr, Labels: d.Labels, MetricsAddr: d.MetricsAddr, StopTasks: d.StopTasks,
-		Debug: d.LogLevel == "debug", Hostname: hostname, Version: version, Commit: commit, Engine: engine, Reload: reload,
-		Log: log, Registry: registry,
+	registry := prometheus.NewRegistry()
+	engine, err := containerd.New(ctx, containerd.Config{
+		Root: d.DataRoot, State: filepath.Join(d.ExecRoot, "c"), Address: d.Containerd, BinDir: filepath.Dir(executable),
+		Runtime: d.Runtime, CgroupParent: d.CgroupParent, Network: network, Log: log, Registerer: registry,
 	})
+	if err != nil {
+		return err
+	}
+	reload := make(chan struct{}, 1)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go relaySignals(ctx, cancel, reload)
+	checked := make(chan error, 1)
+	go func() { checked <- network.Run(ctx) }()
+	err = node.Run(ctx, node.Config{
+		DataRoot: d.DataRoot, ExecRoot: d.ExecRoot, Hosts: d.Hosts,
+		TLSCert: d.TLSCert, TLSKey: d.TLSKey, TLSCACert: d.TLSCACert,
+		AdvertiseAddr: d.AdvertiseAddr, ListenAddr: d.ListenAddr, Labels: d.Labels, MetricsAddr: d.MetricsAddr,
+		StopTasks: d.StopTasks, Debug: d.LogLevel == "debug", Hostname: hostname, Version: version, Commit: commit,
+		Engine: engine, Reload: reload, Log: log, Registry: registry,
+	})
+	cancel(nil)
+	return errors.Join(err, <-checked)
 }
 
 // relaySignals turns SIGHUP into a wish to read the configuration again, and SIGUSR1
-// into the end of the daemon and its tasks.
-func relaySignals(ctx context.Context, stop context.CancelCauseFunc, reload chan<- struct{}) {
+// into the end of the daemon with its tasks, until ctx ends.
+func relaySignals(ctx context.Context, cancel context.CancelCauseFunc, reload chan<- struct{}) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR1)
 	defer signal.Stop(signals)
@@ -66,7 +89,7 @@ func relaySignals(ctx context.Context, stop context.CancelCauseFunc, reload chan
 			return
 		case s := <-signals:
 			if s == syscall.SIGUSR1 {
-				stop(node.ErrStopTasks)
+				cancel(node.ErrStopTasks)
 				return
 			}
 			select {
@@ -77,15 +100,18 @@ func relaySignals(ctx context.Context, stop context.CancelCauseFunc, reload chan
 	}
 }
 
-// newLogger returns a logger to w.
-func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("read log level: %w", err)
+func logger(d cli.Daemon) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(d.LogLevel)); err != nil {
+		return nil, model.Errorf(model.Invalid, "--log-level %q must be debug, info, warn or error", d.LogLevel)
 	}
-	o := &slog.HandlerOptions{Level: l}
-	if format == "json" {
-		return slog.New(slog.NewJSONHandler(w, o)), nil
+	options := &slog.HandlerOptions{Level: level}
+	switch d.LogFormat {
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, options)), nil
+	case "", "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, options)), nil
+	default:
+		return nil, model.Errorf(model.Invalid, "--log-format %q must be text or json", d.LogFormat)
 	}
-	return slog.New(slog.NewTextHandler(w, o)), nil
 }

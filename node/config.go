@@ -1,0 +1,40 @@
+package node
+
+import (
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/skep-dev/skep/worker/runtime"
+)
+
+// Config says what one daemon is and works with.
+type Config struct {
+	// DataRoot keeps what must survive a reboot, ExecRoot what need not. Required.
+	DataRoot, ExecRoot string
+	// Hosts are where the API listens: unix://PATH or tcp://HOST:PORT.
+	Hosts []string
+	// TLSCert and TLSKey protect tcp hosts; with TLSCACert, clients must show a certificate
+	// signed by it.
+	TLSCert, TLSKey, TLSCACert string
+	// AdvertiseAddr and ListenAddr are the defaults of swarm init and join.
+	AdvertiseAddr, ListenAddr string
+	// Labels are engine labels, key=value.
+	Labels []string
+	// MetricsAddr serves /metrics in clear; empty serves none.
+	MetricsAddr string
+	// StopTasks stops all containers when the daemon stops.
+	StopTasks bool
+	Debug     bool
+	// Hostname is this node's name; required.
+	Hostname string
+	// Version, Commit and BuildTime describe the program.
+	Version, Commit, BuildTime string
+	// Engine runs the containers. Required.
+	Engine runtime.Engine
+	// Reload receives a value when the configuration shall be read again. It may be nil.
+	Reload     <-chan struct{}
+	Log        *slog.Logger
+	Registry   *prometheus.Registry
+	Components map[string]string
+}

@@ -1,0 +1,232 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/control/ca"
+	"github.com/skep-dev/skep/control/dispatcher"
+	"github.com/skep-dev/skep/control/logbroker"
+	"github.com/skep-dev/skep/control/manager"
+	"github.com/skep-dev/skep/control/ops"
+	"github.com/skep-dev/skep/control/replica"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
+	"github.com/skep-dev/skep/core/store"
+	"github.com/skep-dev/skep/platform/wire"
+)
+
+// leaderWait is how long a call waits for a leader to be elected before it fails.
+const leaderWait = 3 * time.Second
+
+// managerRole is the manager part of a node.
+type managerRole struct {
+	log     *slog.Logger
+	creds   *wire.Credentials
+	replica *replica.Replica
+	listen  net.Listener
+	server  *grpc.Server
+	local   *wire.Local
+	lead    []func(context.Context) error
+	health  *replica.Health
+	// registry holds the metrics of this role.
+	registry *prometheus.Registry
+
+	mu    sync.Mutex
+	conns map[string]*grpc.ClientConn // to leaders, by address
+}
+
+// newManagerRole binds the swarm port and puts the services together.
+func (m *member) newManagerRole(ctx context.Context) (*managerRole, error) {
+	log := m.cfg.Log
+	var config net.ListenConfig
+	listen, err := config.Listen(ctx, "tcp", m.saved.ListenAddr)
+	if err != nil {
+		return nil, model.Wrap(model.Internal, err, "failed to listen on remote API address")
+	}
+	role := &managerRole{log: log, creds: m.creds, listen: listen, health: new(replica.Health), registry: prometheus.NewRegistry(), conns: map[string]*grpc.ClientConn{}}
+	joinAddr := ""
+	if !m.hasRaft() && m.founding == nil {
+		k, ok := m.remotes.pick(m.saved.AdvertiseAddr)
+		if !ok {
+			_ = listen.Close()
+			return nil, model.Errorf(model.Unavailable, "no manager of the swarm is known to join it")
+		}
+		joinAddr = k.Addr
+	}
+	role.replica = replica.New(replica.Config{
+		NodeID: m.creds.NodeID(), Addr: m.saved.AdvertiseAddr, Dir: m.raftDir(), Keys: m.keys,
+		Dial: func(_ context.Context, addr string) (*grpc.ClientConn, error) {
+			return wire.Dial(m.creds, addr, pki.ManagerRole)
+		},
+		Caller: wire.CallerNode, Log: log, Registerer: role.registry, JoinAddr: joinAddr, ForceNewCluster: m.forceNew,
+	})
+	guard := &wire.Guard{
+		Credentials: m.creds, Removed: role.removed, Leading: role.leading, Leader: role.leader,
+	}
+	role.server = wire.NewServer(guard)
+	if role.local, err = wire.NewLocal(guard); err != nil {
+		_ = listen.Close()
+		return nil, err
+	}
+	role.register(m)
+	return role, nil
+}
+
+// register makes the services and adds them to both servers.
+func (r *managerRole) register(m *member) {
+	registerer := r.registry
+	authority := ca.New(r.replica, r.log)
+	dispatch := dispatcher.New(dispatcher.Config{
+		State: r.replica, Members: r.replica.Members, NodeID: m.creds.NodeID(), Caller: wire.CallerNode, Log: r.log, Registerer: registerer,
+	})
+	broker := logbroker.New(logbroker.Config{State: r.replica, Caller: wire.CallerNode, Log: r.log})
+	control := ops.New(ops.Config{State: r.replica, Membership: r.replica})
+	insight := ops.NewInsight(r.replica, r.replica, func(s *store.Snapshot) func(*api.Task) []*skepv1.Refusal {
+		return func(t *api.Task) []*skepv1.Refusal { return manager.Refuse(s, t, time.Now()) }
+	})
+	watcher := ops.NewWatcher(r.replica)
+	leader := manager.New(manager.Config{
+		State: r.replica, Membership: r.replica, NodeID: m.creds.NodeID(), Bootstrap: m.founding, Log: r.log, Registerer: registerer,
+	})
+	for _, s := range []*grpc.Server{r.server, r.local.Server} {
+		api.RegisterRaftServer(s, r.replica.RaftServer())
+		api.RegisterRaftMembershipServer(s, r.replica.MembershipServer())
+		api.RegisterHealthServer(s, r.health)
+		api.RegisterCAServer(s, authority)
+		api.RegisterNodeCAServer(s, authority)
+		api.RegisterDispatcherServer(s, dispatch)
+		api.RegisterResourceAllocatorServer(s, dispatch)
+		api.RegisterLogBrokerServer(s, broker)
+		api.RegisterLogsServer(s, broker)
+		api.RegisterControlServer(s, control)
+		api.RegisterWatchServer(s, watcher)
+		skepv1.RegisterInsightServer(s, insight)
+	}
+	r.lead = []func(context.Context) error{leader.RunTerm, dispatch.Run, authority.Run, broker.Run}
+}
+
+// run serves until ctx ends, this manager is removed, or something fails.
+func (r *managerRole) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	r.health.Set(replica.HealthRaft, true)
+	group.Go(func() error {
+		stop := context.AfterFunc(ctx, r.server.Stop)
+		defer stop()
+		err := r.server.Serve(r.listen)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // asked to stop
+		}
+		return err
+	})
+	group.Go(func() error { return r.local.Serve(ctx) })
+	group.Go(func() error {
+		err := r.replica.Run(ctx)
+		if err == nil && ctx.Err() == nil {
+			err = errors.New("raft ended")
+		}
+		return err
+	})
+	group.Go(func() error {
+		err := r.replica.RunTerms(ctx, r.runTerm)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // asked to stop
+		}
+		return err
+	})
+	err := group.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.conns {
+		_ = c.Close()
+	}
+	return err
+}
+
+// runTerm does a leader's work for one term.
+func (r *managerRole) runTerm(ctx context.Context) error {
+	r.log.Info("this manager leads", slog.String("node_id", r.creds.NodeID()))
+	group, ctx := errgroup.WithContext(ctx)
+	for _, f := range r.lead {
+		group.Go(func() error { return f(ctx) })
+	}
+	err := group.Wait()
+	if kind := model.KindOf(err); err != nil && ctx.Err() == nil && (kind == model.Unavailable || errors.Is(err, model.ErrNoLeader)) {
+		return nil // the term ended while something was being written
+	}
+	return err
+}
+
+// isReady reports whether the manager takes part in raft.
+func (r *managerRole) isReady() bool {
+	select {
+	case <-r.replica.Ready():
+		return true
+	default:
+		return false
+	}
+}
+
+func (r *managerRole) leading() bool {
+	leading, _ := r.replica.Leading()
+	return leading
+}
+
+// removed reports whether a node's certificate is void.
+func (r *managerRole) removed(nodeID string) bool {
+	_, ok := r.replica.View().Cluster().GetBlacklistedCertificates()[nodeID]
+	return ok
+}
+
+// leader connects to the leader. It waits a little while there is none.
+func (r *managerRole) leader(ctx context.Context) (grpc.ClientConnInterface, error) {
+	deadline := time.NewTimer(leaderWait)
+	defer deadline.Stop()
+	for {
+		leading, changed := r.replica.Leading()
+		if leading {
+			return r.local.Conn, nil
+		}
+		nodeID, addr, ok := r.replica.Leader()
+		if ok && nodeID != r.creds.NodeID() {
+			return r.conn(addr)
+		}
+		select {
+		case <-changed:
+		case <-deadline.C:
+			return nil, model.ErrNoLeader
+		case <-ctx.Done():
+			return nil, model.ErrNoLeader
+		}
+	}
+}
+
+// conn returns the connection to a manager.
+func (r *managerRole) conn(addr string) (*grpc.ClientConn, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.conns[addr]; c != nil {
+		return c, nil
+	}
+	c, err := wire.Dial(r.creds, addr, pki.ManagerRole)
+	if err != nil {
+		return nil, err
+	}
+	r.conns[addr] = c
+	return c, nil
+}
+
+// route is the connection by which this node reaches the leader's services.
+func (r *managerRole) route() grpc.ClientConnInterface {
+	return &wire.Route{Local: r.local.Conn, Leading: r.leading, Leader: r.leader}
+}

@@ -1,0 +1,347 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/control/manager"
+	"github.com/skep-dev/skep/control/replica"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
+	"github.com/skep-dev/skep/platform/enroll"
+	"github.com/skep-dev/skep/platform/keystore"
+	"github.com/skep-dev/skep/platform/wire"
+	"github.com/skep-dev/skep/worker/agent"
+)
+
+// member is this node's part in one swarm, from joining or start to leaving or stop.
+type member struct {
+	cfg   *Config
+	dir   string // <data root>/swarm
+	saved savedState
+	keys  *keystore.Store
+	creds *wire.Credentials
+	// remotes are the managers as the last session message listed them.
+	remotes *remotes
+	renewer *enroll.Renewer
+	agent   *agent.Agent
+	// founding is set on the first manager of a new swarm.
+	founding *manager.Bootstrap
+	forceNew bool
+
+	// role has a value when the certificate changed.
+	role    chan struct{}
+	manager atomic.Pointer[managerRole]
+	// joined is closed at the first message of the first session.
+	joined     chan struct{}
+	joinedOnce sync.Once
+
+	mu          sync.Mutex
+	desiredRole string // as the last renewal was asked for
+}
+
+// newMember returns a member with an identity that is stored already.
+func newMember(cfg *Config, dir string, saved savedState, keys *keystore.Store, id keystore.Identity) (*member, error) {
+	root, err := pki.ParseRoot(id.RootPEM, nil)
+	if err != nil {
+		return nil, err
+	}
+	material, err := wire.NewMaterial(root, id.ChainPEM, id.Key)
+	if err != nil {
+		return nil, err
+	}
+	m := &member{
+		cfg: cfg, dir: dir, saved: saved, keys: keys, creds: new(wire.Credentials),
+		remotes: openRemotes(dir, cfg.Log),
+		role:    make(chan struct{}, 1), joined: make(chan struct{}),
+	}
+	m.creds.Set(material)
+	m.renewer = enroll.NewRenewer(enroll.Renewer{
+		Credentials: m.creds, Save: m.saveIdentity, Log: cfg.Log,
+		Connect: func(ctx context.Context) (grpc.ClientConnInterface, func(), error) {
+			conn, done, err := m.connect(ctx)
+			return conn, func() {
+				if done != nil {
+					done(true)
+				}
+			}, err
+		},
+	})
+	m.agent = agent.New(agent.Config{
+		NodeID: m.creds.NodeID(), Hostname: cfg.Hostname, Dir: filepath.Join(dir, "worker"),
+		Engine: cfg.Engine, Connect: m.connect, Describe: m.describe, OnSession: m.onSession,
+		Log: cfg.Log, Registerer: cfg.Registry,
+	})
+	return m, nil
+}
+
+// run takes part in the swarm until ctx ends; any other end is an error.
+func (m *member) run(ctx context.Context) error {
+	if until := m.creds.Current().Leaf.NotAfter; time.Now().After(until) && !m.forceNew {
+		return model.Errorf(model.Unavailable, "Swarm certificates have expired. To replace them, leave the swarm and join again.")
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return m.renewer.Run(ctx) })
+	group.Go(func() error { return m.agent.Run(ctx) })
+	group.Go(func() error { return m.runRoles(ctx) })
+	return group.Wait()
+}
+
+// runRoles runs a manager as long as the certificate says that this node is one.
+func (m *member) runRoles(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if m.creds.Role() != pki.ManagerRole {
+			if err := m.forgetRaft(); err != nil {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-m.role:
+			}
+			continue
+		}
+		err := m.runManager(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil //nolint:nilerr // asked to stop
+		case errors.Is(err, replica.ErrRemoved):
+			m.cfg.Log.Info("this manager was demoted", slog.String("node_id", m.creds.NodeID()))
+			if err := m.forgetRaft(); err != nil {
+				return err
+			}
+			m.force(pki.WorkerRole)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-m.role:
+			}
+		case err != nil:
+			return fmt.Errorf("manager stopped: %w", err)
+		}
+	}
+	return nil
+}
+
+// runManager runs the manager until the certificate says otherwise, which returns nil.
+func (m *member) runManager(ctx context.Context) error {
+	role, err := m.newManagerRole(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- role.run(ctx) }()
+	m.manager.Store(role)
+	defer m.manager.Store(nil)
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-m.role:
+			if m.creds.Role() == pki.ManagerRole {
+				continue
+			}
+			cancel()
+			<-done
+			return nil
+		}
+	}
+}
+
+// forgetRaft deletes what only a manager needs.
+func (m *member) forgetRaft() error {
+	if err := os.RemoveAll(m.raftDir()); err != nil {
+		return fmt.Errorf("delete raft state: %w", err)
+	}
+	m.founding, m.forceNew = nil, false
+	return m.keys.ForgetDEKs()
+}
+
+func (m *member) raftDir() string { return filepath.Join(m.dir, "raft") }
+
+func (m *member) hasRaft() bool {
+	_, err := os.Stat(filepath.Join(m.raftDir(), "wal-v3-encrypted"))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// connect reaches a manager: the own one if this node is one, else one of those known.
+func (m *member) connect(ctx context.Context) (grpc.ClientConnInterface, func(bool), error) {
+	if role := m.manager.Load(); role != nil && role.isReady() {
+		return role.route(), func(bool) {}, nil
+	}
+	k, ok := m.remotes.pick(m.saved.AdvertiseAddr)
+	if !ok {
+		return nil, nil, model.Errorf(model.Unavailable, "no manager is known; waiting for this node's own")
+	}
+	conn, err := wire.Dial(m.creds, k.Addr, pki.ManagerRole)
+	if err != nil {
+		m.remotes.observe(k, false)
+		return nil, nil, err
+	}
+	return conn, func(ok bool) {
+		// A session that ended counts against its manager, however well it went.
+		m.remotes.observe(k, false)
+		_ = conn.Close()
+	}, nil
+}
+
+// saveIdentity makes a renewed certificate durable and active.
+func (m *member) saveIdentity(id keystore.Identity) error {
+	root, err := pki.ParseRoot(id.RootPEM, nil)
+	if err != nil {
+		return err
+	}
+	material, err := wire.NewMaterial(root, id.ChainPEM, id.Key)
+	if err != nil {
+		return err
+	}
+	if err := m.keys.Save(id); err != nil {
+		return err
+	}
+	m.creds.Set(material)
+	select {
+	case m.role <- struct{}{}:
+	default:
+	}
+	m.agent.DescriptionChanged()
+	return nil
+}
+
+// onSession follows what the swarm says about this node, its managers and its root.
+func (m *member) onSession(msg *api.SessionMessage) {
+	m.joinedOnce.Do(func() { close(m.joined) })
+	m.remotes.replace(msg.GetManagers())
+	m.adoptRoot(msg.GetRootCA())
+	node := msg.GetNode()
+	if node == nil {
+		return
+	}
+	want := pki.RoleOU(node.GetSpec().GetDesiredRole())
+	rotate := node.GetCertificate().GetStatus().GetState() == api.IssuanceStatus_ROTATE
+	if want != m.creds.Role() || rotate {
+		m.force(want)
+	} else {
+		m.mu.Lock()
+		m.desiredRole = ""
+		m.mu.Unlock()
+	}
+}
+
+// force asks for a renewal that brings a role, once for each change of what is wanted.
+func (m *member) force(role string) {
+	m.mu.Lock()
+	again := m.desiredRole == role
+	m.desiredRole = role
+	m.mu.Unlock()
+	if !again {
+		m.renewer.Force(role)
+	}
+}
+
+// adoptRoot takes over a new root bundle if this node's own certificate fits it.
+func (m *member) adoptRoot(rootPEM []byte) {
+	now := m.creds.Current()
+	if len(rootPEM) == 0 || string(rootPEM) == string(now.Root.CertPEM) {
+		return
+	}
+	root, err := pki.ParseRoot(rootPEM, nil)
+	if err == nil {
+		_, err = root.Verify(now.ChainPEM, time.Now())
+	}
+	if err == nil {
+		err = m.keys.SaveRoot(rootPEM)
+	}
+	if err != nil {
+		m.cfg.Log.Warn("new root certificate not taken over", slog.Any("error", err))
+		return
+	}
+	next := *now
+	next.Root = root
+	m.creds.Set(&next)
+	m.cfg.Log.Info("root certificate replaced")
+	m.agent.DescriptionChanged()
+}
+
+// describe returns the node's description.
+func (m *member) describe(ctx context.Context) (*api.NodeDescription, error) {
+	info, err := m.cfg.Engine.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	labels := map[string]string{}
+	for _, l := range m.cfg.Labels {
+		k, v, _ := strings.Cut(l, "=")
+		labels[k] = v
+	}
+	return agent.Describe(info, m.cfg.Hostname, m.cfg.Version, labels, m.tlsInfo()), nil
+}
+
+// tlsInfo tells the swarm which root and issuer this node's certificate has.
+func (m *member) tlsInfo() *api.NodeTLSInfo {
+	now := m.creds.Current()
+	info := &api.NodeTLSInfo{TrustRoot: now.Root.CertPEM, CertIssuerSubject: now.Leaf.RawIssuer}
+	issuer := now.Root.Certs[0]
+	if chain, err := pki.ParseCerts(now.ChainPEM); err == nil && len(chain) > 1 {
+		issuer = chain[1]
+	}
+	info.CertIssuerPublicKey = issuer.RawSubjectPublicKeyInfo
+	return info
+}
+
+// found makes the identity of a new swarm's first manager, and what the swarm begins with.
+func found(spec *api.ClusterSpec) (keystore.Identity, *manager.Bootstrap, error) {
+	now := time.Now()
+	root, err := pki.NewRoot(rand.Reader, now)
+	if err != nil {
+		return keystore.Identity{}, nil, err
+	}
+	var ids [2]string
+	for i := range ids {
+		if ids[i], err = model.NewID(rand.Reader); err != nil {
+			return keystore.Identity{}, nil, err
+		}
+	}
+	key, err := pki.NewKey(rand.Reader)
+	if err != nil {
+		return keystore.Identity{}, nil, err
+	}
+	csr, err := pki.NewCSR(rand.Reader, key)
+	if err != nil {
+		return keystore.Identity{}, nil, err
+	}
+	chain, err := root.Issue(rand.Reader, now, csr, pki.Leaf{
+		NodeID: ids[0], ClusterID: ids[1], OU: pki.ManagerRole, Expiry: spec.GetCaConfig().GetNodeCertExpiry().AsDuration(),
+	})
+	if err != nil {
+		return keystore.Identity{}, nil, err
+	}
+	tokens := new(api.JoinTokens)
+	for _, t := range []*string{&tokens.Worker, &tokens.Manager} {
+		if *t, err = pki.NewToken(rand.Reader, root.CertPEM, false); err != nil {
+			return keystore.Identity{}, nil, err
+		}
+	}
+	boot := &manager.Bootstrap{
+		ClusterID: ids[1], Spec: spec,
+		RootCA: &api.RootCA{
+			CaKey: root.KeyPEM, CaCert: root.CertPEM, CaCertHash: pki.CertHash(root.CertPEM), JoinTokens: tokens,
+		},
+	}
+	return keystore.Identity{RootPEM: root.CertPEM, ChainPEM: chain, Key: key}, boot, nil
+}
