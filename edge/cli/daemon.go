@@ -23,7 +23,7 @@ const (
 
 // maxExecRoot leaves room for containerd's directory of shim sockets, whose path may
 // have 42 characters.
-const maxExecRoot = 42 - len("/containerd/s")
+const maxExecRoot = 42 - len("/c/s")
 
 // Daemon is the configuration of one daemon, as its flags say it.
 type Daemon struct {
