@@ -2,12 +2,19 @@ package dockerapi_test
 
 import (
 	"context"
+	"log/slog"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/skep-dev/skep/edge/dockerapi"
+	"github.com/skep-dev/skep/edge/dockerapi/local"
+	"github.com/skep-dev/skep/worker/runtime/fake"
 )
 
 // docker runs the docker CLI against the server, without any configuration of its user.
@@ -89,7 +96,7 @@ func TestTour(t *testing.T) {
 	d.fails("only", "service", "create", "--no-resolve-image", "--mode", "nonsense", "busybox")
 	d.fails("name conflicts with an existing object: service WEB already exists", "service", "create", "--name", "WEB", "--no-resolve-image", "-d", "busybox")
 	d.fails("mode=host", "service", "create", "--no-resolve-image", "-d", "--publish", "9090:80", "busybox")
-	d.fails("network nope not found", "service", "create", "--no-resolve-image", "-d", "--network", "nope", "busybox")
+	d.fails("nope", "service", "create", "--no-resolve-image", "-d", "--network", "nope", "busybox")
 	d.run("service", "create", "--name", "onhost", "--no-resolve-image", "-d", "--network", "host", "busybox")
 	wantAll(t, d.run("node", "ps", "w1"), "web.1")
 	d.run("node", "update", "--availability", "drain", "--label-add", "disk=ssd", "w1")
@@ -134,7 +141,8 @@ func TestStack(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "stack.yml")
 	write := func(image string) {
 		t.Helper()
-		text := `services:
+		text := `version: "3.8"
+services:
   web:
     image: ` + image + `
     networks: [outside]
@@ -151,7 +159,7 @@ secrets: {key: {file: ./stack.yml}}
 	write("busybox:1")
 	d.fails("this node is not a swarm manager", "stack", "deploy", "-c", file, "st")
 	d.run("swarm", "init")
-	deploy := []string{"stack", "deploy", "--resolve-image", "never", "-d=true", "-c", file, "st"}
+	deploy := []string{"stack", "deploy", "--resolve-image", "never", "-c", file, "st"}
 	d.run(deploy...)
 	wait(t, func() bool { return strings.Contains(d.run("stack", "services", "st"), "2/2") })
 	first := d.run("service", "ps", "-q", "st_web")
@@ -169,4 +177,44 @@ secrets: {key: {file: ./stack.yml}}
 	if left := d.run("secret", "ls", "-q") + d.run("service", "ls", "-q"); left != "" {
 		t.Errorf("left: %s", left)
 	}
+}
+
+// TestWholeAPI runs commands that need the endpoints of the swarm and of the node.
+func TestWholeAPI(t *testing.T) {
+	engine := fake.New(fake.Config{})
+	node := local.New(local.Config{Engine: engine, Log: slog.New(slog.DiscardHandler), DaemonID: "id", DaemonName: "m1"})
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = engine.Run(ctx) })
+	running.Go(func() { _ = node.Run(ctx) })
+	t.Cleanup(func() { stop(); running.Wait() })
+	daemon := newDaemon(t, true)
+	a := dockerapi.New(dockerapi.Config{Daemon: daemon, Swarm: daemon, Manager: daemon, Local: node, Log: slog.New(slog.DiscardHandler)})
+	a.Register(node.Register)
+	server := httptest.NewServer(a.Handler())
+	t.Cleanup(server.Close)
+	d := newDocker(t, server.URL)
+
+	d.run("swarm", "init")
+	d.fails("object: nothing", "inspect", "nothing")
+	d.run("service", "create", "-d", "--name", "job", "--mode", "replicated-job", "--replicas", "3", "--max-concurrent", "2", "busybox:1")
+	d.run("service", "create", "-d", "--name", "everywhere", "--mode", "global", "--constraint", "node.role==worker", "--limit-memory", "64m", "--health-cmd", "true", "busybox:1")
+	wantAll(t, d.run("service", "ls", "--filter", "mode=global"), "everywhere", "global")
+	wantAll(t, d.run("service", "ls"), "replicated job", "0/2 (0/3 completed)")
+	wantAll(t, d.run("inspect", "everywhere"), `"Global": {}`, `"MemoryBytes": 67108864`, `"node.role==worker"`)
+	d.fails("Must be at least 4MiB", "service", "update", "-d", "--limit-memory", "1", "everywhere")
+	d.run("service", "update", "-d", "--force", "--env-add", "A=b", "--mount-add", "type=tmpfs,target=/t", "everywhere")
+	wantAll(t, d.run("service", "inspect", "everywhere"), `"ForceUpdate": 1`, `"A=b"`, `"Target": "/t"`)
+	d.run("service", "update", "-d", "--rollback", "everywhere")
+	wantAll(t, d.run("node", "ps"), "ID")
+	wantAll(t, d.run("events", "--since", "1m", "--until", "0s", "--filter", "type=service"), "")
+	wantAll(t, d.run("pull", "busybox:2"), "busybox:2")
+	wantAll(t, d.run("events", "--since", "1m", "--until=-1s"), "image pull") // whole seconds: until 0s would miss it
+	wantAll(t, d.run("info"), "Swarm: active", "Images: ")
+	wantAll(t, d.run("version"), "Server: Skep")
+	d.run("ps", "-a")
+	d.run("network", "ls", "--filter", "driver=bridge")
+	d.run("system", "prune", "-f")
+	d.run("system", "df")
+	wantAll(t, d.run("plugin", "ls"), "ID")
 }

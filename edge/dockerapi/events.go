@@ -108,6 +108,9 @@ func (s *eventStream) run(ctx context.Context, a *API, from eventSources, until 
 				from.local = nil
 				continue
 			}
+			if n := len(from.past); n > 0 && m.TimeNano <= from.past[n-1].TimeNano {
+				continue // it was among the past ones
+			}
 			err = s.send(m)
 		case err := <-from.failed:
 			return err
