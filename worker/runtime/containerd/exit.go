@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os/exec"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	eventtypes "github.com/containerd/containerd/api/events"
@@ -16,6 +19,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/worker/runtime"
 	"github.com/skep-dev/skep/worker/runtime/shim"
@@ -69,7 +73,9 @@ func (e *Engine) follow(ctx context.Context, messages <-chan *ctdevents.Envelope
 func (e *Engine) handle(ctx context.Context, event any) {
 	switch v := event.(type) {
 	case *eventtypes.TaskExit:
-		if v.ContainerID == v.ID {
+		if e.groups.condemn(v.ContainerID) { // containerd tells the death of a shim so
+			e.shimDied(ctx, v.ContainerID)
+		} else if v.ContainerID == v.ID {
 			e.exitLater(v.ContainerID, shim.Exit{Code: v.ExitStatus, At: v.ExitedAt.AsTime()})
 		}
 	case *eventtypes.TaskOOM:
@@ -122,8 +128,8 @@ func (e *Engine) settle(ctx context.Context, c *record, x shim.Exit) error {
 		if resp.ExitedAt.IsValid() && resp.ExitedAt.AsTime().Unix() > 0 {
 			x = shim.Exit{Code: resp.ExitStatus, At: resp.ExitedAt.AsTime()}
 		}
-	case ignoreNotFound(err) != nil:
-		errs = append(errs, fmt.Errorf("delete task: %w", errgrpc.ToNative(err)))
+	default: // its shim is gone, or containerd has given it up
+		e.purge(ctx, c.id)
 		errs = append(errs, e.deleteTask(ctx, c.id))
 	}
 	errs = append(errs, ignoreNotFound(e.client.ContainerService().Delete(ctx, c.id)))
@@ -136,6 +142,26 @@ func (e *Engine) settle(ctx context.Context, c *record, x shim.Exit) error {
 	errs = append(errs, e.ended(c, x))
 	e.metrics.observe("exit", begin, errors.Join(errs...))
 	return errors.Join(errs...)
+}
+
+// shimDied ends the containers of a shim that was killed: nobody holds their output or
+// would learn of their exit any more.
+func (e *Engine) shimDied(ctx context.Context, group string) {
+	e.log.LogAttrs(ctx, slog.LevelError, "shim died and its containers with it", slog.String("group_id", group))
+	for _, c := range e.all() {
+		if s := e.view(c); s.Group == group && isRunning(s) {
+			e.exitLater(c.id, shim.Exit{Code: 128 + uint32(unix.SIGKILL), At: time.Now()})
+		}
+	}
+}
+
+// purge kills what is left of a container that containerd has lost.
+func (e *Engine) purge(ctx context.Context, id string) {
+	argv := e.oci.command(e.cfg, "--root", filepath.Join(e.stateDir("r"), e.cfg.Namespace), "delete", "--force", id)
+	if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		e.log.LogAttrs(ctx, slog.LevelDebug, "runtime knows nothing of lost container",
+			slog.String("container_id", id), slog.Any("error", err), slog.String("output", strings.TrimSpace(string(out))))
+	}
 }
 
 // ended records an exit and tells everybody.

@@ -196,11 +196,14 @@ func (e *Engine) runcOptions(uid, gid uint32) *runcoptions.Options {
 	return &runcoptions.Options{BinaryName: e.oci.path, Root: e.stateDir("r"), IoUid: uid, IoGid: gid}
 }
 
-// condemn keeps others from joining a group that does not work.
-func (g *groups) condemn(id string) {
+// condemn keeps others from joining a group that does not work. It reports whether there
+// is such a group.
+func (g *groups) condemn(id string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if x := g.all[id]; x != nil {
+	x := g.all[id]
+	if x != nil {
 		x.bad = true
 	}
+	return x != nil
 }

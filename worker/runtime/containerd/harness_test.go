@@ -127,16 +127,7 @@ func (b *bench) clean(tb testing.TB) {
 		b.stop()
 	}
 	killAll(tb, b.cfg.Root)
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		tb.Error(err)
-	}
-	lines := strings.Split(string(mounts), "\n")
-	for i := len(lines) - 1; i >= 0; i-- {
-		if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], b.cfg.Root+"/") {
-			_ = unix.Unmount(f[4], unix.MNT_DETACH)
-		}
-	}
+	b.unmount()
 	if tb.Failed() {
 		if log, err := os.ReadFile(filepath.Join(b.cfg.Root, "containerd/containerd.log")); err == nil {
 			tb.Logf("containerd.log:\n%s", tail(string(log), 4000))
@@ -151,6 +142,20 @@ func (b *bench) clean(tb testing.TB) {
 	}
 }
 
+// unmount lets go of every mount below the bench's directory.
+func (b *bench) unmount() {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return
+	}
+	lines := strings.Split(string(mounts), "\n")
+	for i := len(lines) - 1; i >= 0; i-- {
+		if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], b.cfg.Root+"/") {
+			_ = unix.Unmount(f[4], unix.MNT_DETACH)
+		}
+	}
+}
+
 func tail(s string, n int) string { return s[max(0, len(s)-n):] }
 
 // killAll kills the processes whose command line names root: a containerd or shim of ours
@@ -159,7 +164,8 @@ func killAll(tb testing.TB, root string) {
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		b, err := os.ReadFile(p)
-		if err != nil || !bytes.Contains(b, []byte(root+"/")) {
+		cwd, _ := os.Readlink(filepath.Join(filepath.Dir(p), "cwd")) // a shim's is its bundle
+		if err != nil || !bytes.Contains(b, []byte(root+"/")) && !strings.HasPrefix(cwd, root+"/") {
 			continue
 		}
 		var pid int

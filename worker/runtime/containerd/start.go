@@ -268,7 +268,7 @@ func (e *Engine) newTask(ctx context.Context, c *record, s *saved, spec *specs.S
 		uerr := step.run()
 		gone := errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) || strings.Contains(err.Error(), "ttrpc: closed")
 		if attempt == 0 && gone && ctx.Err() == nil {
-			e.groups.condemn(g.id)
+			_ = e.groups.condemn(g.id) // known: it was joined just now
 			continue
 		}
 		return 0, "", errors.Join(err, uerr)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -154,7 +155,7 @@ func (e *Engine) signal(ctx context.Context, c *record, sig unix.Signal) error {
 		return nil
 	}
 	err = errgrpc.ToNative(err)
-	if gone(err) {
+	if gone(err) || strings.Contains(err.Error(), "ttrpc: closed") {
 		return model.Wrap(model.Conflict, err, fmt.Sprintf("container %s is not running", c.id))
 	}
 	return fmt.Errorf("signal container: %w", err)
