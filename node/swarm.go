@@ -179,7 +179,7 @@ func (s *membership) Init(ctx context.Context, req swarm.InitRequest) (string, e
 	if err := checkPools(req); err != nil {
 		return "", err
 	}
-	spec, err := convert.StoreClusterSpec(req.Spec)
+	spec, err := convert.InitClusterSpec(req.Spec)
 	if err != nil {
 		return "", err
 	}
