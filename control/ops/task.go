@@ -6,6 +6,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/orch"
 	"github.com/skep-dev/skep/core/store"
 )
 
@@ -76,7 +77,7 @@ func runtimeOf(spec *api.TaskSpec) string {
 	}
 }
 
-// upToDate reports whether a task was made for its service's present spec, or its
+// upToDate reports whether a task is what its service's present spec asks for, or of its
 // job's present iteration.
 func upToDate(s *store.Snapshot, t *api.Task) bool {
 	service := s.Service(t.GetServiceId())
@@ -86,7 +87,7 @@ func upToDate(s *store.Snapshot, t *api.Task) bool {
 	if status := service.GetJobStatus(); status != nil {
 		return t.GetJobIteration() != nil && t.GetJobIteration().GetIndex() == status.GetJobIteration().GetIndex()
 	}
-	return t.GetSpecVersion().GetIndex() == service.GetSpecVersion().GetIndex()
+	return !orch.Dirty(service, t, s.Node(t.GetNodeId()))
 }
 
 // RemoveTask deletes a task from the state.

@@ -8,23 +8,26 @@ import (
 )
 
 // dirty reports whether a task differs from what the service now asks for.
-func (w *work) dirty(i *item) bool {
-	s := w.service
-	if s.GetSpecVersion() != nil && i.GetSpecVersion() != nil &&
-		s.GetSpecVersion().GetIndex() == i.GetSpecVersion().GetIndex() {
+func (w *work) dirty(i *item) bool { return Dirty(w.service, i.Task, w.Nodes[i.GetNodeId()]) }
+
+// Dirty reports whether a task of a service differs from what the service now asks for, so
+// that it has to be replaced. The node is the task's and may be nil.
+func Dirty(s *api.Service, t *api.Task, n *api.Node) bool {
+	if s.GetSpecVersion() != nil && t.GetSpecVersion() != nil &&
+		s.GetSpecVersion().GetIndex() == t.GetSpecVersion().GetIndex() {
 		return false
 	}
-	want, have := s.GetSpec().GetTask(), i.GetSpec()
-	if !sameEndpoint(s.GetSpec().GetEndpoint(), i.GetEndpoint().GetSpec()) {
+	want, have := s.GetSpec().GetTask(), t.GetSpec()
+	if !sameEndpoint(s.GetSpec().GetEndpoint(), t.GetEndpoint().GetSpec()) {
 		return true
 	}
-	state := i.GetStatus().GetState()
-	pulled := i.live() && state >= api.TaskState_READY && state <= api.TaskState_RUNNING
+	state := t.GetStatus().GetState()
+	pulled := t.GetDesiredState() <= api.TaskState_RUNNING && state >= api.TaskState_READY && state <= api.TaskState_RUNNING
 	if sameTask(want, have, pulled, false) {
 		return false
 	}
 	// A task may stay where the new placement allows it as well.
-	if n := w.Nodes[i.GetNodeId()]; n != nil && sameTask(want, have, pulled, true) {
+	if n != nil && sameTask(want, have, pulled, true) {
 		constraints, err := model.ParseConstraints(want.GetPlacement().GetConstraints())
 		return err != nil || !model.MatchAll(constraints, n)
 	}
