@@ -320,12 +320,9 @@ func (e *Engine) execSpec(x *execRecord, s saved) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := x.c
-	rootfs := c.rootfs
-	if rootfs == nil {
-		if rootfs, err = e.client.SnapshotService(snapshotter).Mounts(e.life, c.id); err != nil {
-			return nil, fmt.Errorf("find root file system: %w", err)
-		}
+	rootfs, err := e.rootMounts(e.life, x.c)
+	if err != nil {
+		return nil, err
 	}
 	spec := x.req.User
 	if spec == "" {

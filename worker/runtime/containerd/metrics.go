@@ -31,7 +31,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		}, []string{"operation"}),
 		restarts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "skep_runtime_containerd_starts_total",
-			Help: "Times that this process started containerd.",
+			Help: "Times that this process started its containerd again.",
 		}),
 		health: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "skep_runtime_health_checks_total",

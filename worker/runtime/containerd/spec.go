@@ -21,8 +21,8 @@ import (
 const initPath = "/sbin/docker-init"
 
 // spec builds the OCI specification of a container that is about to start.
-func (e *Engine) spec(ctx context.Context, c *record, s *saved) (*specs.Spec, error) {
-	user, err := resolveUser(s, c.rootfs)
+func (e *Engine) spec(ctx context.Context, rootfs []rootMount, s *saved) (*specs.Spec, error) {
+	user, err := resolveUser(s, rootfs)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -112,10 +113,9 @@ func exitCodeOf(err error) int {
 // startTask does the work of a start and undoes it if it fails.
 func (e *Engine) startTask(ctx context.Context, c *record) (err error) {
 	s := e.view(c)
-	if c.rootfs == nil {
-		if c.rootfs, err = e.client.SnapshotService(snapshotter).Mounts(ctx, c.id); err != nil {
-			return fmt.Errorf("find root file system: %w", err)
-		}
+	rootfs, err := e.rootMounts(ctx, c)
+	if err != nil {
+		return err
 	}
 	undo := &undoList{ctx: context.WithoutCancel(ctx)}
 	defer func() {
@@ -132,11 +132,11 @@ func (e *Engine) startTask(ctx context.Context, c *record) (err error) {
 	if err := os.Remove(e.exitPath(c.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove old exit status: %w", err)
 	}
-	spec, err := e.spec(ctx, c, &s)
+	spec, err := e.spec(ctx, rootfs, &s)
 	if err != nil {
 		return err
 	}
-	pid, group, err := e.newTask(ctx, c, &s, spec, undo)
+	pid, group, err := e.newTask(ctx, c, rootfs, &s, spec, undo)
 	if err != nil {
 		return err
 	}
@@ -171,6 +171,24 @@ func (e *Engine) startTask(ctx context.Context, c *record) (err error) {
 	e.emit(c, events.ActionStart)
 	e.watchHealth(c)
 	return nil
+}
+
+// rootMounts returns how to mount a container's root file system. It never changes.
+func (e *Engine) rootMounts(ctx context.Context, c *record) ([]rootMount, error) {
+	e.mu.Lock()
+	m := c.rootfs
+	e.mu.Unlock()
+	if m != nil {
+		return m, nil
+	}
+	m, err := e.client.SnapshotService(snapshotter).Mounts(ctx, c.id)
+	if err != nil {
+		return nil, fmt.Errorf("find root file system: %w", err)
+	}
+	e.mu.Lock()
+	c.rootfs = m
+	e.mu.Unlock()
+	return m, nil
 }
 
 // undoList are the steps back from a start that fails.
@@ -252,7 +270,7 @@ func sandboxRequest(s *saved) (runtime.SandboxRequest, error) {
 
 // newTask makes containerd's container and task in a shim with room. A shim that died
 // meanwhile is replaced once.
-func (e *Engine) newTask(ctx context.Context, c *record, s *saved, spec *specs.Spec, undo *undoList) (pid uint32, group string, err error) {
+func (e *Engine) newTask(ctx context.Context, c *record, rootfs []rootMount, s *saved, spec *specs.Spec, undo *undoList) (pid uint32, group string, err error) {
 	for attempt := 0; ; attempt++ {
 		g, err := e.groups.join(ctx)
 		if err != nil {
@@ -260,7 +278,7 @@ func (e *Engine) newTask(ctx context.Context, c *record, s *saved, spec *specs.S
 		}
 		step := &undoList{ctx: undo.ctx}
 		step.add(func(context.Context) error { e.groups.leave(g.id, false); return nil })
-		pid, err = e.createTask(ctx, c, s, spec, g.id, step)
+		pid, err = e.createTask(ctx, c, rootfs, s, spec, g.id, step)
 		if err == nil {
 			undo.steps = append(undo.steps, step.steps...)
 			return pid, g.id, nil
@@ -275,7 +293,7 @@ func (e *Engine) newTask(ctx context.Context, c *record, s *saved, spec *specs.S
 	}
 }
 
-func (e *Engine) createTask(ctx context.Context, c *record, s *saved, spec *specs.Spec, group string, undo *undoList) (uint32, error) {
+func (e *Engine) createTask(ctx context.Context, c *record, rootfs []rootMount, s *saved, spec *specs.Spec, group string, undo *undoList) (uint32, error) {
 	specAny, err := typeurl.MarshalAny(spec)
 	if err != nil {
 		return 0, fmt.Errorf("encode container specification: %w", err)
@@ -298,7 +316,7 @@ func (e *Engine) createTask(ctx context.Context, c *record, s *saved, spec *spec
 	}
 	req := &tasks.CreateTaskRequest{
 		ContainerID: c.id, Terminal: s.Config.Tty, Stdout: streams.String(),
-		Rootfs: mount.ToProto(c.rootfs), Options: typeurl.MarshalProto(runcOptions),
+		Rootfs: mount.ToProto(rootfs), Options: typeurl.MarshalProto(runcOptions),
 	}
 	if !s.Config.Tty {
 		req.Stderr = req.Stdout
@@ -410,7 +428,7 @@ func parseSize(s string) (int64, error) {
 		}
 	}
 	n, err := strconv.ParseInt(t, 10, 64)
-	if err != nil || n <= 0 || n > 1<<20 && shift >= 40 {
+	if err != nil || n <= 0 || n > math.MaxInt64>>shift {
 		return 0, fmt.Errorf("invalid size %q", s)
 	}
 	return n << shift, nil
