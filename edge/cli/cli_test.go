@@ -322,6 +322,14 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+func TestProblemsAreSaidOnce(t *testing.T) {
+	s := status{Problems: []string{"rpc error: code = Unknown desc = no leader", "rpc error: code = Unknown desc = no leader", "no leader", "node n2 is down"}}
+	s.tidyProblems()
+	if diff := cmp.Diff([]string{"no leader", "node n2 is down"}, s.Problems); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestHostChoice(t *testing.T) {
 	dir := t.TempDir()
 	env := map[string]string{"DOCKER_CONFIG": dir}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -61,6 +62,7 @@ func (a *app) statusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			s.tidyProblems()
 			if a.json {
 				return a.printJSON(s)
 			}
@@ -94,6 +96,23 @@ func (a *app) readStatus(ctx context.Context) (status, error) {
 	}
 	s.addOverview(data, &o)
 	return s, nil
+}
+
+// tidyProblems says everything once and without the words that the transport adds.
+func (s *status) tidyProblems() {
+	out := []string{}
+	for _, p := range s.Problems {
+		p = strings.TrimPrefix(p, "Error response from daemon: ")
+		if rest, ok := strings.CutPrefix(p, "rpc error: code = "); ok {
+			if _, text, ok := strings.Cut(rest, " desc = "); ok {
+				p = text
+			}
+		}
+		if !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
+	s.Problems = out
 }
 
 func newStatus(host string, i system.Info) status {
