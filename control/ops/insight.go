@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -203,6 +204,9 @@ func nodeOverview(s *store.Snapshot, n *api.Node) *skepv1.NodeOverview {
 	}
 	if m := n.GetManagerStatus(); m != nil {
 		o.Leader, o.Reachability = m.GetLeader(), strings.ToLower(m.GetReachability().String())
+		if at, err := netip.ParseAddrPort(m.GetAddr()); err == nil && o.GetAddress() == "" {
+			o.Address = at.Addr().String() // its session is with itself and has no address
+		}
 	}
 	for t := range s.TasksByNode(n.GetId()) {
 		if t.GetStatus().GetState() == api.TaskState_RUNNING {

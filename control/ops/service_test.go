@@ -288,9 +288,11 @@ func TestServiceStatuses(t *testing.T) {
 func TestListFilters(t *testing.T) {
 	run := api.TaskState_RUNNING
 	old := aTask("t2", "s1", 2, api.TaskState_SHUTDOWN, api.TaskState_SHUTDOWN)
-	old.SpecVersion = &api.Version{Index: 7}
+	old.SpecVersion, old.Spec = &api.Version{Index: 7}, &api.TaskSpec{Runtime: &api.TaskSpec_Container{Container: &api.ContainerSpec{Image: "old"}}}
+	scaled := aTask("u1", "s2", 0, run, run) // an older spec, but nothing of it has changed since
+	scaled.SpecVersion, scaled.Spec = &api.Version{Index: 7}, spec("worker").GetTask()
 	o, _ := newOps(t, ops.Features{}, nil, service("s1", "web", func(s *api.ServiceSpec) { s.Annotations.Labels = map[string]string{"a": "1"} }),
-		service("s2", "worker"), aTask("t1", "s1", 1, run, run), old, aTask("u1", "s2", 0, run, run))
+		service("s2", "worker"), aTask("t1", "s1", 1, run, run), old, scaled)
 	tasks := func(f *api.ListTasksRequest_Filters) string {
 		resp, err := o.ListTasks(t.Context(), &api.ListTasksRequest{Filters: f})
 		if err != nil {

@@ -77,8 +77,8 @@ func runtimeOf(spec *api.TaskSpec) string {
 	}
 }
 
-// upToDate reports whether a task is what its service's present spec asks for, or of its
-// job's present iteration.
+// upToDate reports whether a task is what its service now asks for, or of its job's
+// present iteration. A task of an older spec that need not be replaced is up to date.
 func upToDate(s *store.Snapshot, t *api.Task) bool {
 	service := s.Service(t.GetServiceId())
 	if service == nil {

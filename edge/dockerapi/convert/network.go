@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"cmp"
 	"maps"
 
 	"github.com/moby/moby/api/types/network"
@@ -53,7 +54,7 @@ func DockerSwarmNetwork(n *api.Network) network.Network {
 		Labels: maps.Clone(spec.GetAnnotations().GetLabels()), ConfigFrom: network.ConfigReference{Network: spec.GetNetwork()},
 	}
 	if out.Driver == "" {
-		out.Driver = spec.GetDriverConfig().GetName()
+		out.Driver = cmp.Or(spec.GetDriverConfig().GetName(), "overlay")
 	}
 	ipam := n.GetIpam()
 	if ipam == nil {

@@ -3,6 +3,7 @@ package convert
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/moby/moby/api/types/swarm"
@@ -49,6 +50,11 @@ func DockerNode(n *api.Node) swarm.Node {
 	if m := n.GetManagerStatus(); m != nil {
 		out.ManagerStatus = &swarm.ManagerStatus{
 			Leader: m.GetLeader(), Reachability: swarm.Reachability(word(m.GetReachability())), Addr: m.GetAddr(),
+		}
+		if out.Status.Addr == "" { // its session is with itself and has no address
+			if at, err := netip.ParseAddrPort(m.GetAddr()); err == nil {
+				out.Status.Addr = at.Addr().String()
+			}
 		}
 	}
 	return out
