@@ -246,7 +246,7 @@ func testExecAndLogs(t *testing.T, s *swarm, m string) {
 		if _, err := s.tryDocker(t, 20*time.Second, one.Node, "exec", container, "sh", "-c", "exit 7"); err == nil || !strings.Contains(err.Error(), "exit status 7") {
 			t.Errorf("exec that exits 7 said %v", err)
 		}
-		if out := s.docker(t, one.Node, "logs", "--tail", "1", container); !strings.Contains(out, "line") {
+		if out := s.docker(t, one.Node, "logs", "--tail", "2", container); !strings.Contains(out, "line") {
 			t.Errorf("docker logs said %q", out)
 		}
 		if out := s.docker(t, one.Node, "top", container); !strings.Contains(out, "testapp") {
@@ -490,6 +490,7 @@ func testQuorumLost(t *testing.T, s *swarm, m string) {
 
 func testLeaveAndRemove(t *testing.T, s *swarm, m string) {
 	w := s.byRole("worker")[1]
+	s.wantReady(t, m, w)
 	if out, err := s.tryDocker(t, 20*time.Second, m, "node", "rm", w); err == nil {
 		t.Errorf("a ready node was removed without force: %s", out)
 	}

@@ -32,6 +32,7 @@ type devNode struct {
 	Addr   string `json:"addr"`
 	PID    int    `json:"pid"`
 	State  string `json:"state"`
+	Dir    string `json:"dir"`
 }
 
 func skepBinary(t *testing.T) string {
@@ -104,15 +105,14 @@ func (s *swarm) refresh(t *testing.T) {
 }
 
 func (s *swarm) dumpLogs(t *testing.T) {
+	t.Helper()
 	for _, n := range s.nodes {
-		path := filepath.Join(filepath.Dir(n.Socket), "daemon.log")
-		for _, candidate := range []string{path, filepath.Join(filepath.Dir(filepath.Dir(n.Socket)), "daemon.log")} {
-			if data, err := os.ReadFile(candidate); err == nil {
-				lines := strings.Split(string(data), "\n")
-				t.Logf("--- %s\n%s", n.Name, strings.Join(lines[max(0, len(lines)-40):], "\n"))
-				break
-			}
+		data, err := os.ReadFile(filepath.Join(n.Dir, "daemon.log"))
+		if err != nil {
+			continue
 		}
+		lines := strings.Split(string(data), "\n")
+		t.Logf("--- %s\n%s", n.Name, strings.Join(lines[max(0, len(lines)-40):], "\n"))
 	}
 }
 
