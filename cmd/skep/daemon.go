@@ -73,8 +73,13 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 		StopTasks: d.StopTasks, Debug: d.LogLevel == "debug", Hostname: hostname, Version: version, Commit: commit,
 		Engine: engine, Reload: reload, Log: log, Registry: registry,
 	})
+	withTasks := d.StopTasks || errors.Is(context.Cause(ctx), node.ErrStopTasks)
 	cancel(nil)
-	return errors.Join(err, <-checked)
+	err = errors.Join(err, <-checked)
+	if withTasks {
+		err = errors.Join(err, network.Destroy(context.WithoutCancel(ctx)))
+	}
+	return err
 }
 
 // relaySignals turns SIGHUP into a wish to read the configuration again, and SIGUSR1
