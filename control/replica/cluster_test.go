@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,41 +12,283 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	grpcpeer "google.golang.org/grpc/peer"
+	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
 )
 
 const (
-	testTick    = 10 * time.Millisecond
-	testTimeout = 30 * time.Second
+	testTimeout = 60 * time.Second // of the bubble's time
 	nodeHeader  = "test-node"
 )
 
-// testNode is one member of a test swarm on loopback, without TLS: the caller says who
-// it is in a header.
+// testNet connects members inside one process. A node that is cut off can neither dial
+// nor be dialed, and its connections break.
+type testNet struct {
+	mu        sync.Mutex
+	listeners map[string]*bufconn.Listener
+	cut       map[string]bool
+	conns     map[*testConn]bool
+}
+
+type testConn struct {
+	net.Conn
+	n        *testNet
+	from, to string
+}
+
+func (c *testConn) Close() error {
+	c.n.mu.Lock()
+	delete(c.n.conns, c)
+	c.n.mu.Unlock()
+	return c.Conn.Close()
+}
+
+func (n *testNet) listen(addr string) net.Listener {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	lis := bufconn.Listen(64 << 10)
+	n.listeners[addr] = lis
+	return lis
+}
+
+func (n *testNet) dial(ctx context.Context, from, to string) (net.Conn, error) {
+	n.mu.Lock()
+	lis, cut := n.listeners[to], n.cut[from] || n.cut[to]
+	n.mu.Unlock()
+	if lis == nil || cut {
+		return nil, errors.New("connection refused")
+	}
+	conn, err := lis.DialContext(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := &testConn{Conn: conn, n: n, from: from, to: to}
+	n.mu.Lock()
+	n.conns[c] = true
+	n.mu.Unlock()
+	return c, nil
+}
+
+func (n *testNet) setCut(addr string, cut bool) {
+	n.mu.Lock()
+	n.cut[addr] = cut
+	var broken []*testConn
+	for c := range n.conns {
+		if cut && (c.from == addr || c.to == addr) {
+			broken = append(broken, c)
+		}
+	}
+	n.mu.Unlock()
+	for _, c := range broken {
+		_ = c.Close()
+	}
+}
+
+// testSwarm is a swarm in a bubble.
+type testSwarm struct {
+	t     testing.TB
+	net   *testNet
+	base  string
+	nodes []*testNode
+	// change edits the configuration of nodes started from now on.
+	change func(*Config)
+}
+
+// testNode is one member. Without TLS, a caller says who it is in a header.
 type testNode struct {
-	t      testing.TB
-	dir    string
-	id     string
-	addr   string
-	server *grpc.Server
-	health Health
-	cancel context.CancelFunc
-	done   chan struct{}
-	err    error // of Run, after done
+	id, dir, addr string
+	health        Health
+	cancel        context.CancelFunc
+	done          chan struct{}
+	err           error // of Run, after done
 
 	*Replica
 }
 
-func testLog(t testing.TB) *slog.Logger {
+// inBubble runs a test on a swarm of n members, the first of which leads.
+func inBubble(t *testing.T, n int, test func(*testing.T, *testSwarm)) {
 	t.Helper()
+	base := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := &testSwarm{t: t, base: base, net: &testNet{
+			listeners: make(map[string]*bufconn.Listener), cut: make(map[string]bool), conns: make(map[*testConn]bool),
+		}}
+		defer func() {
+			for _, node := range s.nodes {
+				node.stop()
+			}
+		}()
+		for range n {
+			s.add()
+		}
+		test(t, s)
+	})
+}
+
+// add starts another member and waits until it is one.
+func (s *testSwarm) add() *testNode {
+	s.t.Helper()
+	i := len(s.nodes) + 1
+	addr := fmt.Sprintf("10.0.0.%d:2377", i)
+	join := ""
+	if i > 1 {
+		join = s.leader().addr
+	}
+	n := s.start(fmt.Sprintf("node%d", i), filepath.Join(s.base, fmt.Sprint(i)), addr, join)
+	s.nodes = append(s.nodes, n)
+	waitFor(s.t, "joined", func() bool {
+		mustRun(s.t, n)
+		return isReady(n) && n.members.Load().byNode(n.id) != nil
+	})
+	waitFor(s.t, "reached by the leader", func() bool {
+		leader := s.leader()
+		return leader == n || leader.peers.active(n.members.Load().self)
+	})
+	return n
+}
+
+func mustRun(t testing.TB, n *testNode) {
+	t.Helper()
+	select {
+	case <-n.done:
+		t.Fatalf("%s ended: %v", n.id, n.err)
+	default:
+	}
+}
+
+func (s *testSwarm) start(id, dir, addr, join string) *testNode {
+	n := &testNode{id: id, dir: dir, addr: addr, done: make(chan struct{})}
+	cfg := Config{
+		NodeID: id, Addr: addr, Dir: dir, JoinAddr: join, Keys: testKey(), Caller: testCaller,
+		Log:  testLog().With(slog.String("node", id)),
+		Dial: s.dialFrom(addr, id),
+	}
+	if s.change != nil {
+		s.change(&cfg)
+	}
+	n.Replica = New(cfg)
+	server := grpc.NewServer()
+	n.health.Set(HealthRaft, true)
+	n.register(server)
+	api.RegisterHealthServer(server, &n.health)
+	ctx, cancel := context.WithCancel(context.Background())
+	n.cancel = cancel
+	lis := s.net.listen(addr)
+	var serve sync.WaitGroup
+	serve.Go(func() { _ = server.Serve(lis) })
+	go func() {
+		defer close(n.done)
+		n.err = n.Run(ctx)
+		server.Stop()
+		serve.Wait()
+	}()
+	return n
+}
+
+func (n *testNode) register(s *grpc.Server) {
+	api.RegisterRaftServer(s, n.RaftServer())
+	api.RegisterRaftMembershipServer(s, n.MembershipServer())
+}
+
+func (n *testNode) stop() {
+	n.cancel()
+	<-n.done
+}
+
+// restart starts a stopped node again.
+func (s *testSwarm) restart(n *testNode) *testNode {
+	s.t.Helper()
+	again := s.start(n.id, n.dir, n.addr, "")
+	for i := range s.nodes {
+		if s.nodes[i] == n {
+			s.nodes[i] = again
+		}
+	}
+	return again
+}
+
+func (s *testSwarm) dialFrom(from, id string) func(context.Context, string) (*grpc.ClientConn, error) {
+	return func(_ context.Context, to string) (*grpc.ClientConn, error) {
+		return dialAs(id, to, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return s.net.dial(ctx, from, to)
+		}))
+	}
+}
+
+// leader waits for a leader among the members that are connected.
+func (s *testSwarm) leader() *testNode {
+	s.t.Helper()
+	var leader *testNode
+	waitFor(s.t, "there is a leader", func() bool {
+		for _, n := range s.nodes {
+			if leading, _ := n.Leading(); leading && !s.net.cut[n.addr] {
+				leader = n
+				return true
+			}
+		}
+		return false
+	})
+	return leader
+}
+
+func (s *testSwarm) followers() []*testNode {
+	leader := s.leader()
+	var out []*testNode
+	for _, n := range s.nodes {
+		if n != leader {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// write creates records through the leader.
+func (s *testSwarm) write(ids ...string) {
+	s.t.Helper()
+	for _, id := range ids {
+		mustCreate(s.t, s.leader(), id)
+	}
+}
+
+func (s *testSwarm) mustHave(n *testNode, ids ...string) {
+	s.t.Helper()
+	for _, id := range ids {
+		waitFor(s.t, n.id+" has "+id, func() bool { mustRun(s.t, n); return n.View().Config(id) != nil })
+	}
+}
+
+// configure sets how often snapshots are taken.
+func (s *testSwarm) configure(raft *api.RaftConfig) {
+	s.t.Helper()
+	_, err := s.leader().Update(s.t.Context(), func(tx *store.Tx) error {
+		return tx.Create(&api.Cluster{Id: "cluster", Spec: &api.ClusterSpec{
+			Annotations: &api.Annotations{Name: "default"}, Raft: raft,
+		}})
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func names(prefix string, n int) []string {
+	out := make([]string, n)
+	for i := range out {
+		out[i] = fmt.Sprintf("%s%03d", prefix, i)
+	}
+	return out
+}
+
+func testLog() *slog.Logger {
 	if os.Getenv("REPLICA_TEST_LOG") == "" {
 		return slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
@@ -54,19 +297,14 @@ func testLog(t testing.TB) *slog.Logger {
 
 func testKey() StaticKey { return StaticKey(strings.Repeat("k", 32)) }
 
-func dialAs(nodeID string) func(context.Context, string) (*grpc.ClientConn, error) {
-	return func(_ context.Context, addr string) (*grpc.ClientConn, error) {
-		identify := func(ctx context.Context) context.Context {
-			return metadata.AppendToOutgoingContext(ctx, nodeHeader, nodeID)
-		}
-		return grpc.NewClient("passthrough:///"+addr,
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any,
-				cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
-			) error {
-				return invoke(identify(ctx), method, req, reply, cc, opts...)
-			}))
+func dialAs(nodeID, addr string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
+	identify := func(ctx context.Context, method string, req, reply any,
+		cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
+	) error {
+		return invoke(metadata.AppendToOutgoingContext(ctx, nodeHeader, nodeID), method, req, reply, cc, opts...)
 	}
+	return grpc.NewClient("passthrough:///"+addr, append(opts,
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUnaryInterceptor(identify))...)
 }
 
 func testCaller(ctx context.Context) (nodeID, addr string, err error) {
@@ -78,67 +316,6 @@ func testCaller(ctx context.Context) (nodeID, addr string, err error) {
 		addr = p.Addr.String()
 	}
 	return nodeID, addr, nil
-}
-
-// startNode runs a member whose files are in dir. addr may be empty to take a free port.
-func startNode(t testing.TB, id, dir, addr string, change func(*Config)) *testNode {
-	t.Helper()
-	if addr == "" {
-		addr = "127.0.0.1:0"
-	}
-	var lc net.ListenConfig
-	lis, err := lc.Listen(t.Context(), "tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := &testNode{t: t, dir: dir, id: id, addr: lis.Addr().String(), server: grpc.NewServer(), done: make(chan struct{})}
-	cfg := Config{
-		NodeID: id, Addr: n.addr, Dir: dir, Keys: testKey(), Dial: dialAs(id), Caller: testCaller,
-		Log: testLog(t).With(slog.String("node", id)), TickInterval: testTick,
-	}
-	if change != nil {
-		change(&cfg)
-	}
-	n.Replica = New(cfg)
-	api.RegisterRaftServer(n.server, n.RaftServer())
-	api.RegisterRaftMembershipServer(n.server, n.MembershipServer())
-	n.health.Set(HealthRaft, true)
-	api.RegisterHealthServer(n.server, &n.health)
-	ctx, cancel := context.WithCancel(context.Background())
-	n.cancel = cancel
-	var serve sync.WaitGroup
-	serve.Go(func() { _ = n.server.Serve(lis) })
-	go func() {
-		defer close(n.done)
-		n.err = n.Run(ctx)
-		n.server.Stop()
-		serve.Wait()
-	}()
-	t.Cleanup(n.stop)
-	return n
-}
-
-func (n *testNode) stop() {
-	n.cancel()
-	<-n.done
-}
-
-// startSwarm runs n members, the first of which began the swarm.
-func startSwarm(t testing.TB, n int, change func(*Config)) []*testNode {
-	t.Helper()
-	base := t.TempDir()
-	nodes := []*testNode{startNode(t, "node1", filepath.Join(base, "1"), "", change)}
-	waitLeader(t, nodes...)
-	for i := 2; i <= n; i++ {
-		nodes = append(nodes, startNode(t, fmt.Sprintf("node%d", i), filepath.Join(base, fmt.Sprint(i)), "", func(c *Config) {
-			c.JoinAddr = nodes[0].addr
-			if change != nil {
-				change(c)
-			}
-		}))
-		waitFor(t, "joined", func() bool { return len(nodes[i-1].Members()) == i && isReady(nodes[i-1]) })
-	}
-	return nodes
 }
 
 func isReady(n *testNode) bool {
@@ -153,26 +330,11 @@ func isReady(n *testNode) bool {
 // waitFor polls a condition that no channel tells about.
 func waitFor(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(testTimeout); !cond(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(testTimeout); !cond(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("timed out waiting until %s", what)
 		}
 	}
-}
-
-func waitLeader(t testing.TB, nodes ...*testNode) *testNode {
-	t.Helper()
-	var leader *testNode
-	waitFor(t, "there is a leader", func() bool {
-		for _, n := range nodes {
-			if leading, _ := n.Leading(); leading {
-				leader = n
-				return true
-			}
-		}
-		return false
-	})
-	return leader
 }
 
 func createConfig(tx *store.Tx, id, text string) error {
@@ -181,7 +343,7 @@ func createConfig(tx *store.Tx, id, text string) error {
 	}})
 }
 
-func mustCreate(t testing.TB, n *testNode, id string) *store.Snapshot {
+func mustCreate(t testing.TB, n *testNode, id string) {
 	t.Helper()
 	s, err := n.Update(t.Context(), func(tx *store.Tx) error { return createConfig(tx, id, "text of "+id) })
 	if err != nil {
@@ -190,5 +352,11 @@ func mustCreate(t testing.TB, n *testNode, id string) *store.Snapshot {
 	if s.Config(id) == nil {
 		t.Fatalf("the answer to create %s does not have it", id)
 	}
-	return s
+}
+
+func wantKind(t testing.TB, err error, kind model.Kind) {
+	t.Helper()
+	if err == nil || model.KindOf(err) != kind {
+		t.Errorf("got error %v of kind %d, want kind %d", err, model.KindOf(err), kind)
+	}
 }

@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -75,10 +74,9 @@ func runCrashMember(spec string) error {
 	if err := json.Unmarshal([]byte(spec), &s); err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	r := New(Config{
-		NodeID: s.ID, Addr: s.Addr, Dir: s.Dir, Keys: testKey(), JoinAddr: s.Join, Dial: dialAs(s.ID),
-		Caller: testCaller, Log: log, TickInterval: 20 * time.Millisecond,
+		NodeID: s.ID, Addr: s.Addr, Dir: s.Dir, Keys: testKey(), JoinAddr: s.Join, Caller: testCaller,
+		Dial: func(_ context.Context, addr string) (*grpc.ClientConn, error) { return dialAs(s.ID, addr) }, Log: testLog(), TickInterval: 20 * time.Millisecond,
 	})
 	lis, err := net.Listen("tcp", s.Addr) //nolint:noctx // a test process
 	if err != nil {
