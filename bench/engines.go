@@ -30,7 +30,8 @@ type engine struct {
 // startEngine runs a daemon in a new network namespace until its API answers, makes it
 // a swarm of one and loads the test image.
 func (b *bench) startEngine(ctx context.Context, name string) (_ *engine, err error) {
-	dir := filepath.Join(b.work, name)
+	b.started++
+	dir := filepath.Join(b.work, fmt.Sprint(name, b.started))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}

@@ -36,6 +36,8 @@ type bench struct {
 	pairs  int
 	rounds int
 	rows   []row
+	// started counts engines; each has a directory of its own.
+	started int
 	// engines are measured alternately by start.
 	engines []string
 }

@@ -73,7 +73,7 @@ func (a *agenda) set(id string, at time.Time) {
 func (a *agenda) due(now time.Time) []string {
 	var out []string
 	for len(a.heap) > 0 && !a.heap[0].at.After(now) {
-		first := heap.Pop(&a.heap).(alarm) //nolint:errcheck,forcetypeassert // only alarms
+		first := heap.Pop(&a.heap).(alarm)  //nolint:errcheck,forcetypeassert // only alarms
 		if a.at[first.id].Equal(first.at) { // else it was changed since
 			delete(a.at, first.id)
 			out = append(out, first.id)

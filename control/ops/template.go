@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"text/template"
+	"text/template/parse"
 
 	"github.com/skep-dev/skep/api"
 )
@@ -70,5 +71,36 @@ func tryExpand(text string) error {
 	if err != nil {
 		return err
 	}
+	if endless(t.Root) {
+		return fmt.Errorf("template: expansion: %q: range is for fields only, and templates cannot call templates", text)
+	}
 	return t.Execute(io.Discard, placeholders{})
+}
+
+// endless reports whether a template may keep its reader busy: "range 1000000000000",
+// or templates that call themselves.
+func endless(list *parse.ListNode) bool {
+	if list == nil {
+		return false
+	}
+	for _, node := range list.Nodes {
+		switch n := node.(type) {
+		case *parse.TemplateNode:
+			return true
+		case *parse.RangeNode:
+			if len(n.Pipe.Cmds) != 1 || len(n.Pipe.Cmds[0].Args) != 1 || n.Pipe.Cmds[0].Args[0].Type() != parse.NodeField ||
+				endless(n.List) || endless(n.ElseList) {
+				return true
+			}
+		case *parse.IfNode:
+			if endless(n.List) || endless(n.ElseList) {
+				return true
+			}
+		case *parse.WithNode:
+			if endless(n.List) || endless(n.ElseList) {
+				return true
+			}
+		}
+	}
+	return false
 }

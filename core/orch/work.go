@@ -29,12 +29,12 @@ func (i *item) stopped() bool { return model.Terminal(i.GetStatus().GetState()) 
 // work is a plan in the making.
 type work struct {
 	View
-	now      time.Time
-	service  *api.Service // edited copy once touched
-	touched  bool
-	tasks    []*item // oldest first
-	wake     time.Time
-	notes    []model.Note
+	now     time.Time
+	service *api.Service // edited copy once touched
+	touched bool
+	tasks   []*item // oldest first
+	wake    time.Time
+	notes   []model.Note
 }
 
 func newWork(v View, now time.Time) *work {

@@ -60,7 +60,9 @@ func adaptContainerSpec(c *swarm.ContainerSpec, v httpapi.Version) {
 			c.Privileges.CredentialSpec.Config = ""
 		}
 		for _, config := range c.Configs {
-			config.Runtime = nil
+			if config != nil {
+				config.Runtime = nil
+			}
 		}
 	}
 }

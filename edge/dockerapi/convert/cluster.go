@@ -99,7 +99,7 @@ func mergeCA(c swarm.CAConfig, base *api.ClusterSpec) error {
 		base.CaConfig.SigningCaKey = []byte(c.SigningCAKey)
 	}
 	base.CaConfig.ForceRotate = c.ForceRotate
-	for _, ca := range c.ExternalCAs {
+	for _, ca := range present(c.ExternalCAs) {
 		protocol, err := enum[api.ExternalCA_CAProtocol](api.ExternalCA_CAProtocol_value, string(ca.Protocol), "protocol")
 		if err != nil {
 			return err

@@ -112,6 +112,11 @@ func each[A, B any](list []A, convert func(A) B) []B {
 	return out
 }
 
+// present drops the nulls that JSON may have in a list of pointers.
+func present[A any](list []*A) []*A {
+	return slices.DeleteFunc(slices.Clone(list), func(a *A) bool { return a == nil })
+}
+
 // tryEach is each with a conversion that can fail.
 func tryEach[A, B any](list []A, convert func(A) (B, error)) ([]B, error) {
 	if list == nil {

@@ -20,10 +20,10 @@ func storeContainer(c *swarm.ContainerSpec) (*api.ContainerSpec, error) {
 		OpenStdin: c.OpenStdin, ReadOnly: c.ReadOnly, StopGracePeriod: storeOptionalDuration(c.StopGracePeriod),
 		Healthcheck: storeHealth(c.Healthcheck), Hosts: clone(c.Hosts), Sysctls: maps.Clone(c.Sysctls),
 		CapabilityAdd: clone(c.CapabilityAdd), CapabilityDrop: clone(c.CapabilityDrop), OomScoreAdj: c.OomScoreAdj,
-		Ulimits: each(c.Ulimits, func(u *container.Ulimit) *api.ContainerSpec_Ulimit {
+		Ulimits: each(present(c.Ulimits), func(u *container.Ulimit) *api.ContainerSpec_Ulimit {
 			return &api.ContainerSpec_Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard}
 		}),
-		Secrets: each(c.Secrets, storeSecretReference),
+		Secrets: each(present(c.Secrets), storeSecretReference),
 	}
 	if c.Init != nil {
 		out.Init = wrapperspb.Bool(*c.Init)
@@ -43,7 +43,7 @@ func storeContainer(c *swarm.ContainerSpec) (*api.ContainerSpec, error) {
 	if out.Mounts, err = tryEach(c.Mounts, storeMount); err != nil {
 		return nil, err
 	}
-	if out.Configs, err = tryEach(c.Configs, storeConfigReference); err != nil {
+	if out.Configs, err = tryEach(present(c.Configs), storeConfigReference); err != nil {
 		return nil, err
 	}
 	return out, nil

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/moby/moby/api/types/registry"
 
 	"github.com/skep-dev/skep/edge/dockerapi/httpapi"
 )
@@ -108,6 +109,30 @@ func FuzzVersion(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		if v := httpapi.ParseVersion(text); v.Major < 0 || v.Minor < 0 {
 			t.Errorf("%q: %v", text, v)
+		}
+	})
+}
+
+func FuzzTime(f *testing.F) {
+	for _, seed := range []string{"", "0", "1700000000", "1700000000.5", "1.9999999999", "-1.5", "x", "1."} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if at, err := httpapi.Time(text); err == nil && at.IsZero() != (text == "" || text == "0") && at.Unix() != -62135596800 {
+			t.Errorf("%q: %v", text, at)
+		}
+	})
+}
+
+func FuzzRegistryAuth(f *testing.F) {
+	for _, seed := range []string{"", "e30=", "eyJ1c2VybmFtZSI6ImEifQ", "====", "_-"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, header string) {
+		r := httptest.NewRequestWithContext(t.Context(), "GET", "/", nil)
+		r.Header["X-Registry-Auth"] = []string{header}
+		if auth := httpapi.RegistryAuth(r); auth != nil && *auth == (registry.AuthConfig{}) {
+			t.Errorf("%q is anonymous, not empty", header)
 		}
 	})
 }

@@ -2,6 +2,8 @@ package containerd
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -11,9 +13,6 @@ import (
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	ctd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/oci"
-
-	"crypto/rand"
-	"encoding/hex"
 )
 
 // idleGroup is how long the current shim stays when it serves nothing.

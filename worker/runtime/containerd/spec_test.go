@@ -32,8 +32,10 @@ func TestInside(t *testing.T) {
 		files  []runtime.File
 		want   string
 	}{
-		{name: "environment", script: "echo $A $B $PATH", cfg: container.Config{Env: []string{"A=1", "B=two words"}},
-			want: "1 two words /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		{
+			name: "environment", script: "echo $A $B $PATH", cfg: container.Config{Env: []string{"A=1", "B=two words"}},
+			want: "1 two words /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		},
 		{name: "hostname", script: "hostname; cat /etc/hostname; echo $HOSTNAME", cfg: container.Config{Hostname: "hive"}, want: "hive\nhive\nhive"},
 		{name: "domain name", script: "cat /proc/sys/kernel/domainname", cfg: container.Config{Domainname: "example.org"}, want: "example.org"},
 		{name: "entrypoint", script: "x", cfg: container.Config{Entrypoint: []string{"echo", "entry"}}, want: "entry sh -c x"},
@@ -73,9 +75,11 @@ func TestInside(t *testing.T) {
 		{name: "host network", script: "readlink /proc/self/ns/net", host: container.HostConfig{NetworkMode: "host"}, want: link(t, "/proc/self/ns/net")},
 		{name: "host pids", script: "readlink /proc/self/ns/pid", host: container.HostConfig{PidMode: "host"}, want: link(t, "/proc/self/ns/pid")},
 		{name: "own network", script: "ls /sys/class/net", want: "lo"},
-		{name: "secrets and configs", script: "cat /run/secrets/key; stat -c '%a %u %g' /run/secrets/key; cat /etc/app.conf; cat /run/secrets/sub/key; touch /run/secrets/x 2>/dev/null || echo refused; grep -c '/run/secrets .* tmpfs' /proc/self/mountinfo",
+		{
+			name: "secrets and configs", script: "cat /run/secrets/key; stat -c '%a %u %g' /run/secrets/key; cat /etc/app.conf; cat /run/secrets/sub/key; touch /run/secrets/x 2>/dev/null || echo refused; grep -c '/run/secrets .* tmpfs' /proc/self/mountinfo",
 			files: []runtime.File{{Path: "key", Mode: 0o440, UID: 3, GID: 4, Data: []byte("s3cret\n")}, {Path: "/etc/app.conf", Mode: 0o444, Data: []byte("conf\n")}, {Path: "sub/key", Mode: 0o400, Data: []byte("deep\n")}},
-			want:  "s3cret\n440 3 4\nconf\ndeep\nrefused\n1"},
+			want:  "s3cret\n440 3 4\nconf\ndeep\nrefused\n1",
+		},
 		{name: "memory limit", script: "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max", host: container.HostConfig{Resources: container.Resources{Memory: 32 << 20}}, want: "33554432"},
 		{name: "pids limit", script: "cat /sys/fs/cgroup/pids/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids.max", host: container.HostConfig{Resources: container.Resources{PidsLimit: new(int64(77))}}, want: "77"},
 		{name: "cpu limit", script: "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cat /sys/fs/cgroup/cpu.max", host: container.HostConfig{Resources: container.Resources{NanoCPUs: 5e8}}, want: "50000"},
