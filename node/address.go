@@ -66,17 +66,7 @@ func resolveListen(links []link, spec string) (netip.AddrPort, error) {
 // The port is the listener's unless said otherwise.
 func resolveAdvertise(links []link, spec string, listen netip.AddrPort) (netip.AddrPort, error) {
 	if spec != "" {
-		host, port, err := splitHostPort(spec)
-		if err == nil {
-			if _, _, hasPort := cutPort(spec); !hasPort {
-				port = listen.Port()
-			}
-			if addr, ok := resolveHost(links, host); ok && !addr.IsUnspecified() {
-				return netip.AddrPortFrom(addr, port), nil
-			}
-		}
-		return netip.AddrPort{}, model.Errorf(model.Invalid,
-			"advertise address must be a non-zero IP address or network interface (with optional port number)")
+		return parseAdvertise(links, spec, listen.Port())
 	}
 	if !listen.Addr().IsUnspecified() {
 		return listen, nil
@@ -86,6 +76,24 @@ func resolveAdvertise(links []link, spec string, listen netip.AddrPort) (netip.A
 		return netip.AddrPort{}, err
 	}
 	return netip.AddrPortFrom(addr, listen.Port()), nil
+}
+
+// parseAdvertise reads what the user said; port is the one without a word.
+func parseAdvertise(links []link, spec string, port uint16) (netip.AddrPort, error) {
+	invalid := model.Errorf(model.Invalid,
+		"advertise address must be a non-zero IP address or network interface (with optional port number)")
+	host, said, err := splitHostPort(spec)
+	if err != nil {
+		return netip.AddrPort{}, invalid
+	}
+	if _, _, hasPort := cutPort(spec); hasPort {
+		port = said
+	}
+	addr, ok := resolveHost(links, host)
+	if !ok || addr.IsUnspecified() {
+		return netip.AddrPort{}, invalid
+	}
+	return netip.AddrPortFrom(addr, port), nil
 }
 
 // resolveDataPath checks the address for overlay traffic; empty means the advertised one.

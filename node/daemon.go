@@ -63,7 +63,9 @@ func Run(ctx context.Context, cfg Config) error {
 	}()
 	defer func() {
 		stopEngine()
-		<-engineDone
+		if err := <-engineDone; err != nil && !errors.Is(err, context.Canceled) {
+			cfg.Log.Warn("container runtime ended", slog.Any("error", err))
+		}
 	}()
 	swarm, err := openMembership(ctx, &cfg)
 	if err != nil {
@@ -168,7 +170,7 @@ func serveOn(ctx context.Context, group *errgroup.Group, network, addr string, c
 		return fmt.Errorf("listen on %s: %w", addr, err)
 	}
 	if network == "unix" {
-		if err := os.Chmod(addr, 0o660); err != nil { //nolint:gosec // the group may talk to the daemon
+		if err := os.Chmod(addr, 0o660); err != nil {
 			return fmt.Errorf("listen on %s: %w", addr, err)
 		}
 	}

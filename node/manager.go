@@ -125,7 +125,7 @@ func (r *managerRole) run(ctx context.Context) error {
 		defer stop()
 		err := r.server.Serve(r.listen)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // asked to stop
+			return nil
 		}
 		return err
 	})

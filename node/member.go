@@ -158,7 +158,9 @@ func (m *member) runManager(ctx context.Context) error {
 				continue
 			}
 			cancel()
-			<-done
+			if err := <-done; err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, replica.ErrRemoved) {
+				m.cfg.Log.Warn("manager role ended", slog.Any("error", err))
+			}
 			return nil
 		}
 	}

@@ -124,7 +124,7 @@ func (r *remotes) pick(exclude ...string) (remote, bool) {
 	for _, k := range list {
 		total += chance(r.weights[k])
 	}
-	at := rand.Float64() * total //nolint:gosec // load balancing
+	at := rand.Float64() * total
 	for _, k := range list {
 		if at -= chance(r.weights[k]); at <= 0 {
 			return k, true

@@ -83,7 +83,7 @@ func openMembership(ctx context.Context, cfg *Config) (*membership, error) {
 	// The state that the first request sees should be final, where that does not take long.
 	wait, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	_ = s.active(wait, m) //nolint:errcheck // it goes on in the background
+	_ = s.active(wait, m)
 	return s, nil
 }
 

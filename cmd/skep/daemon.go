@@ -42,7 +42,7 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 		}
 	}
 	for _, dir := range []string{d.DataRoot, d.ExecRoot} {
-		if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // containers' users must pass
+		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return fmt.Errorf("start daemon: %w", err)
 		}
 	}

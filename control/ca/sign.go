@@ -38,7 +38,7 @@ func (s *Server) Run(ctx context.Context) error {
 			delete(due, id)
 		}
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // the term has ended
 		}
 		var retry <-chan time.Time
 		if again {

@@ -90,7 +90,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	for {
 		events, reset, err := cursor.Next(ctx)
 		if err != nil {
-			return nil //nolint:nilerr // the term ended
+			return nil
 		}
 		b.mu.Lock()
 		if len(b.subs) > 0 {

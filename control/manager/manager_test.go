@@ -382,7 +382,8 @@ func TestRollingUpdateAcrossLeaders(t *testing.T) {
 		if least < 4 {
 			t.Errorf("only %d tasks ran, want at least 4", least)
 		}
-		if took := time.Since(start); took < 30*time.Second || took > 45*time.Second {
+		// Three delays; the new leader begins one delay and one monitor period again.
+		if took := time.Since(start); took < 30*time.Second || took > 47*time.Second {
 			t.Errorf("update took %v", took)
 		}
 	})
@@ -426,7 +427,9 @@ func TestFailingUpdatePauses(t *testing.T) {
 			}
 			return api.TaskState_RUNNING, 0
 		}
-		s.create(service(4, "good"))
+		svc := service(4, "good")
+		svc.Spec.Update = &api.UpdateConfig{Parallelism: 1}
+		s.create(svc)
 		s.want(4, "good")
 		s.edit(func(spec *api.ServiceSpec) { spec.Task = taskSpec("bad") })
 		time.Sleep(time.Minute)

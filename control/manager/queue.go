@@ -47,7 +47,7 @@ type alarms []alarm
 func (a alarms) Len() int           { return len(a) }
 func (a alarms) Less(i, j int) bool { return a[i].at.Before(a[j].at) }
 func (a alarms) Swap(i, j int)      { a[i], a[j] = a[j], a[i] }
-func (a *alarms) Push(x any)        { *a = append(*a, x.(alarm)) } //nolint:errcheck,forcetypeassert // only alarms
+func (a *alarms) Push(x any)        { *a = append(*a, x.(alarm)) }
 func (a *alarms) Pop() any {
 	old := *a
 	last := old[len(old)-1]
@@ -73,7 +73,7 @@ func (a *agenda) set(id string, at time.Time) {
 func (a *agenda) due(now time.Time) []string {
 	var out []string
 	for len(a.heap) > 0 && !a.heap[0].at.After(now) {
-		first := heap.Pop(&a.heap).(alarm)  //nolint:errcheck,forcetypeassert // only alarms
+		first := heap.Pop(&a.heap).(alarm)
 		if a.at[first.id].Equal(first.at) { // else it was changed since
 			delete(a.at, first.id)
 			out = append(out, first.id)

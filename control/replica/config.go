@@ -38,15 +38,15 @@ const (
 
 // ErrRemoved is what Run returns when the swarm has removed this member. What it kept on
 // disk is of no more use and must be deleted before it joins again.
-var ErrRemoved = errors.New("raft: member was removed from the cluster") //nolint:gochecknoglobals // a constant in effect
+var ErrRemoved = errors.New("raft: member was removed from the cluster")
 
 // errLostLeadership answers updates whose entry was in flight when leadership went.
-var errLostLeadership = &model.Error{ //nolint:gochecknoglobals // a constant in effect
+var errLostLeadership = &model.Error{
 	Kind: model.Unavailable,
 	Text: "raft: failed to process the request: node lost leader status",
 }
 
-var errStopped = &model.Error{ //nolint:gochecknoglobals // a constant in effect
+var errStopped = &model.Error{
 	Kind: model.Unavailable,
 	Text: "raft: node is stopped",
 }

@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-var crashFor *time.Duration //nolint:gochecknoglobals // a flag
+var crashFor *time.Duration
 
 // crashSpec is what a member process is told.
 type crashSpec struct {
@@ -78,7 +78,7 @@ func runCrashMember(spec string) error {
 		NodeID: s.ID, Addr: s.Addr, Dir: s.Dir, Keys: testKey(), JoinAddr: s.Join, Caller: testCaller,
 		Dial: func(_ context.Context, addr string) (*grpc.ClientConn, error) { return dialAs(s.ID, addr) }, Log: testLog(), TickInterval: 20 * time.Millisecond,
 	})
-	lis, err := net.Listen("tcp", s.Addr) //nolint:noctx // a test process
+	lis, err := net.Listen("tcp", s.Addr)
 	if err != nil {
 		return err
 	}
@@ -160,7 +160,7 @@ func (m *crashMember) start(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0]) //nolint:gosec,noctx // this binary, killed below
+	cmd := exec.Command(os.Args[0]) // killed below
 	cmd.Env = append(os.Environ(), crashEnv+"="+string(spec))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	in, err := cmd.StdinPipe()
@@ -197,8 +197,7 @@ func (m *crashMember) kill() bool {
 	err := m.cmd.Wait()
 	m.cmd = nil
 	_ = m.in.Close()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		if ws, ok := exit.Sys().(syscall.WaitStatus); ok {
 			return ws.Signaled() && ws.Signal() == syscall.SIGKILL
 		}
@@ -395,7 +394,7 @@ func swap(m *crashMember, op crashOp) (crashResult, int) {
 	if err != nil {
 		return res, -1
 	}
-	defer answer.Body.Close() //nolint:errcheck // read only
+	defer answer.Body.Close()
 	if answer.StatusCode == http.StatusOK && json.NewDecoder(answer.Body).Decode(&res) != nil {
 		return res, -1
 	}
@@ -421,7 +420,7 @@ func readState(m *crashMember) (crashState, bool) {
 	if err != nil {
 		return s, false
 	}
-	defer answer.Body.Close() //nolint:errcheck // read only
+	defer answer.Body.Close()
 	return s, json.NewDecoder(answer.Body).Decode(&s) == nil
 }
 
@@ -479,6 +478,6 @@ func freeAddr(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lis.Close() //nolint:errcheck // only its number matters
+	defer lis.Close()
 	return lis.Addr().String()
 }

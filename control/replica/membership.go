@@ -18,7 +18,7 @@ import (
 )
 
 // errQuorum is what a removal that would endanger the quorum gets.
-var errQuorum = &model.Error{ //nolint:gochecknoglobals // a constant in effect
+var errQuorum = &model.Error{
 	Kind: model.Precondition,
 	Text: "raft: member cannot be removed, because removing it may result in loss of quorum",
 }
@@ -258,7 +258,7 @@ func (m *member) transfer() error {
 func newRaftID(ros *roster) uint64 {
 	for {
 		var b [8]byte
-		rand.Read(b[:]) //nolint:errcheck // never fails
+		rand.Read(b[:])
 		id := binary.BigEndian.Uint64(b[:])
 		// The highest ids are raft's own.
 		if id != raft.None && id < 1<<63 && ros.members[id] == nil && !ros.removed[id] {

@@ -141,7 +141,7 @@ func (r *Replica) runTerm(ctx context.Context, s *term, lead func(context.Contex
 		return ctx.Err()
 	}
 	if ended {
-		return nil
+		return nil //nolint:nilerr // what failed did so because the term ended
 	}
 	return err
 }

@@ -383,7 +383,7 @@ func TestForceNewCluster(t *testing.T) {
 				}
 				last.stop()
 				s.change = nil
-				last = s.restart(last)
+				s.restart(last)
 				s.mustHave(s.leader(), append(ids, "alone")...)
 				s.write("again")
 			})

@@ -200,9 +200,8 @@ func completeAddr(addr, from string) (string, error) {
 	if err != nil {
 		return "", status.Errorf(codes.InvalidArgument, "invalid address %q in raft join request", addr)
 	}
-	ip, err := netip.ParseAddr(host)
-	if host != "" && (err != nil || !ip.IsUnspecified()) {
-		return addr, nil
+	if ip, err := netip.ParseAddr(host); host != "" && (err != nil || !ip.IsUnspecified()) {
+		return addr, nil //nolint:nilerr // a host name
 	}
 	if caller, _, err := net.SplitHostPort(from); err == nil {
 		from = caller

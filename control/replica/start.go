@@ -139,7 +139,7 @@ func noteRemoved(ros *roster, entries []*raftpb.Entry, commit uint64) {
 func raiseState(hard *raftpb.HardState, snap *raftpb.Snapshot) *raftpb.HardState {
 	meta := snap.GetMetadata()
 	if hard.GetTerm() < meta.GetTerm() {
-		return &raftpb.HardState{Term: new(meta.GetTerm()), Vote: new(uint64(raft.None)), Commit: new(meta.GetIndex())}
+		return &raftpb.HardState{Term: new(meta.GetTerm()), Vote: new(raft.None), Commit: new(meta.GetIndex())}
 	}
 	return &raftpb.HardState{
 		Term:   new(hard.GetTerm()),

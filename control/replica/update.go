@@ -193,7 +193,7 @@ func (m *member) dropPending() {
 // nextRequestID makes the id of a request in etcd's layout: 2 bytes that are 0, 5 bytes of
 // milliseconds, 1 byte that counts.
 func (m *member) nextRequestID() uint64 {
-	now := uint64(time.Now().UnixMilli()) << 8 & (1<<48 - 1) //nolint:gosec // after 1970
+	now := uint64(time.Now().UnixMilli()) << 8 & (1<<48 - 1)
 	m.requestID = max(m.requestID+1, now)
 	return m.requestID
 }

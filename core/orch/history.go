@@ -10,7 +10,7 @@ const defaultHistory = 5
 // historyLimit returns how many tasks a slot keeps; negative means all.
 func (w *work) historyLimit() int64 {
 	if most := w.service.GetSpec().GetTask().GetRestart().GetMaxAttempts(); most > 0 {
-		return int64(min(most, 1<<31)) + 1 //nolint:gosec // bounded
+		return int64(min(most, 1<<31)) + 1
 	}
 	if w.Cluster.GetSpec().GetOrchestration() == nil {
 		return defaultHistory

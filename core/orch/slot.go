@@ -58,9 +58,9 @@ func (s *slot) live() []*item {
 
 // newest returns the task made last, nil in an empty slot.
 func (s *slot) newest() *item {
-	for k := len(s.tasks) - 1; k >= 0; k-- {
-		if !s.tasks[k].gone {
-			return s.tasks[k]
+	for _, v := range slices.Backward(s.tasks) {
+		if !v.gone {
+			return v
 		}
 	}
 	return nil

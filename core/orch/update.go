@@ -183,7 +183,7 @@ func (w *work) advance(slots, dirty []*slot) {
 	config := w.config()
 	free := len(slots)
 	if p := config.GetParallelism(); p > 0 && p < uint64(free) {
-		free = int(p) //nolint:gosec // smaller than an int
+		free = int(p)
 	}
 	for _, s := range slots {
 		if w.busy(s) {

@@ -213,7 +213,7 @@ func encryptPKCS8(random io.Reader, der, kek []byte) ([]byte, error) {
 	for range pad {
 		info.Data = append(info.Data, byte(pad))
 	}
-	cipher.NewCBCEncrypter(block, iv).CryptBlocks(info.Data, info.Data)
+	cipher.NewCBCEncrypter(block, iv).CryptBlocks(info.Data, info.Data) //nolint:gosec // the caller drew the IV
 	out, err := asn1.Marshal(info)
 	if err != nil {
 		return nil, fmt.Errorf("encrypt private key: %w", err)

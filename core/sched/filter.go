@@ -210,7 +210,7 @@ func maxReplicas(t *api.Task) func(*node) bool {
 	if most == 0 {
 		return nil
 	}
-	return func(n *node) bool { return uint64(n.byService[t.GetServiceId()]) < most } //nolint:gosec // a count
+	return func(n *node) bool { return uint64(n.byService[t.GetServiceId()]) < most }
 }
 
 // volumes refuses cluster volumes everywhere: no node can publish one yet.

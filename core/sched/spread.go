@@ -25,7 +25,7 @@ type ranked struct {
 func (h *ranked) Len() int           { return len(h.nodes) }
 func (h *ranked) Less(i, j int) bool { return h.less(h.nodes[i], h.nodes[j]) }
 func (h *ranked) Swap(i, j int)      { h.nodes[i], h.nodes[j] = h.nodes[j], h.nodes[i] }
-func (h *ranked) Push(x any)         { h.nodes = append(h.nodes, x.(*node)) } //nolint:errcheck,forcetypeassert // only nodes
+func (h *ranked) Push(x any)         { h.nodes = append(h.nodes, x.(*node)) }
 func (h *ranked) Pop() any {
 	last := h.nodes[len(h.nodes)-1]
 	h.nodes = h.nodes[:len(h.nodes)-1]

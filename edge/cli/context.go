@@ -116,7 +116,7 @@ func (a *app) writeContext(host string) error {
 		return fmt.Errorf("write docker context: %w", err)
 	}
 	meta := filepath.Join(dir, "contexts", "meta", contextID(contextName))
-	if err := os.MkdirAll(meta, 0o755); err != nil { //nolint:gosec // as the docker client makes it
+	if err := os.MkdirAll(meta, 0o755); err != nil {
 		return fmt.Errorf("write docker context: %w", err)
 	}
 	temp := filepath.Join(meta, "meta.json.new")

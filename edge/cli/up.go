@@ -140,7 +140,7 @@ func (a *app) up(ctx context.Context, o upOptions, given, managers []string) err
 // launch starts the daemon unless it runs, and waits until it is ready.
 func (a *app) launch(ctx context.Context, want installed) error {
 	for _, dir := range []string{want.DataRoot, want.ExecRoot, filepath.Dir(want.socket())} {
-		if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // what is secret below has its own rights
+		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return fmt.Errorf("make directory: %w", err)
 		}
 	}

@@ -22,11 +22,11 @@ const (
 
 // makeNetNS makes a named network namespace, as `ip netns` shows it.
 func makeNetNS(name string) error {
-	if err := os.MkdirAll(netnsDir, 0o755); err != nil { //nolint:gosec // as iproute2 makes it
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
 		return fmt.Errorf("make %s: %w", netnsDir, err)
 	}
 	path := filepath.Join(netnsDir, name)
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444) //nolint:gosec // as iproute2 makes it
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
 	if err != nil {
 		return fmt.Errorf("make network namespace: %w", err)
 	}

@@ -113,7 +113,7 @@ func (c Config) lock(ctx context.Context, name string) (func(), error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(c.Dir, 0o755); err != nil { //nolint:gosec // sockets in it have their own rights
+	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make directory of dev swarms: %w", err)
 	}
 	path := filepath.Join(c.Dir, "."+name+".lock")

@@ -73,7 +73,7 @@ func write(cfg Config, r record) error {
 	if err != nil {
 		return fmt.Errorf("write dev swarm %s: %w", r.Name, err)
 	}
-	if err := os.MkdirAll(cfg.dir(r.Name), 0o755); err != nil { //nolint:gosec // sockets in it have their own rights
+	if err := os.MkdirAll(cfg.dir(r.Name), 0o755); err != nil {
 		return fmt.Errorf("make directory of dev swarm: %w", err)
 	}
 	if err := os.WriteFile(cfg.file(r.Name), append(data, '\n'), 0o600); err != nil {
@@ -113,7 +113,7 @@ func (s *Swarm) Start(ctx context.Context, name string) error {
 // launch starts a node's daemon without waiting for it.
 func (s *Swarm) launch(n Node) error {
 	for _, dir := range []string{n.Dir, n.DataRoot(), n.ExecRoot()} {
-		if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // the socket in it has its own rights
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make directory of %s: %w", n.Name, err)
 		}
 	}

@@ -400,7 +400,7 @@ func BenchmarkSave(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // thrown away
+	defer l.Close()
 	data := strings.Repeat("x", 1000)
 	i := uint64(0)
 	for b.Loop() {

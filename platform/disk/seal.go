@@ -22,7 +22,7 @@ const KeySize = 32
 const nonceSize = 24
 
 // ErrDecrypt means that none of the keys opens a record, or that it was altered.
-var ErrDecrypt = errors.New("no key opens the record") //nolint:gochecknoglobals // a constant in effect
+var ErrDecrypt = errors.New("no key opens the record")
 
 // Seal encrypts plain with key (at most KeySize bytes, zero padded on the right) by
 // NaCl secretbox under a fresh nonce. The result is a marshalled MaybeEncryptedRecord.
@@ -32,7 +32,7 @@ func Seal(key, plain []byte) ([]byte, error) {
 		return nil, err
 	}
 	var nonce [nonceSize]byte
-	rand.Read(nonce[:]) //nolint:errcheck // never fails
+	rand.Read(nonce[:])
 	record, err := proto.Marshal(&api.MaybeEncryptedRecord{
 		Algorithm: api.MaybeEncryptedRecord_SECRETBOX_SALSA20_POLY1305,
 		Data:      secretbox.Seal(nil, plain, &nonce, k),

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"log/slog"
+	"slices"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -20,7 +21,7 @@ func (c slogCore) Enabled(l zapcore.Level) bool { return l >= zapcore.WarnLevel 
 
 // With implements zapcore.Core.
 func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return slogCore{log: c.log, fields: append(c.fields[:len(c.fields):len(c.fields)], fields...)}
+	return slogCore{log: c.log, fields: append(slices.Clip(c.fields), fields...)}
 }
 
 // Check implements zapcore.Core.

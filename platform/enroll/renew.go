@@ -76,7 +76,7 @@ func (r *Renewer) Run(ctx context.Context) error {
 		case role := <-r.force:
 			timer.Stop()
 			if sleep(ctx, settle) != nil {
-				return nil
+				return nil //nolint:nilerr // ended, as asked
 			}
 			select {
 			case role = <-r.force:

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -96,7 +97,7 @@ func (s *Store) Load(kek []byte) (Identity, error) {
 		return Identity{}, err
 	}
 	s.file, s.kek = file, kek
-	s.kekVersion, _ = strconv.ParseUint(file.Headers[kekVersionHeader], 10, 64) //nolint:errcheck // absent means 0
+	s.kekVersion, _ = strconv.ParseUint(file.Headers[kekVersionHeader], 10, 64)
 	return Identity{RootPEM: root, ChainPEM: chain, Key: file.Key}, nil
 }
 
@@ -154,9 +155,7 @@ func (s *Store) Save(id Identity) error {
 // writeKey writes the key file with headers and keeps them. Callers hold mu.
 func (s *Store) writeKey(headers map[string]string) error {
 	next := map[string]string{}
-	for k, v := range headers {
-		next[k] = v
-	}
+	maps.Copy(next, headers)
 	next[kekVersionHeader] = strconv.FormatUint(s.kekVersion, 10)
 	data, err := pki.EncodeKeyFile(rand.Reader, pki.KeyFile{Key: s.file.Key, Headers: next}, s.kek)
 	if err != nil {

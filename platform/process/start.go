@@ -36,7 +36,7 @@ func Start(c Command) (Process, error) {
 		return Process{}, fmt.Errorf("open log: %w", err)
 	}
 	defer log.Close()                      //nolint:errcheck // the child holds its own copy
-	cmd := exec.Command(c.Path, c.Args...) //nolint:gosec,noctx // the caller's program, which outlives every context
+	cmd := exec.Command(c.Path, c.Args...) //nolint:noctx // the caller's program, which outlives every context
 	cmd.Env, cmd.Dir = c.Env, c.Dir
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}

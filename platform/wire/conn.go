@@ -104,7 +104,7 @@ func (l *Local) Serve(ctx context.Context) error {
 	err := l.Server.Serve(l.listen)
 	_ = l.Conn.Close()
 	if ctx.Err() != nil {
-		return nil //nolint:nilerr // asked to stop
+		return nil
 	}
 	return err
 }

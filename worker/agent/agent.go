@@ -90,7 +90,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	session, backoff := "", time.Duration(0)
 	for ctx.Err() == nil {
 		if backoff > 0 {
-			wait := time.NewTimer(rand.N(backoff)) //nolint:gosec // jitter
+			wait := time.NewTimer(rand.N(backoff))
 			select {
 			case <-ctx.Done():
 				wait.Stop()

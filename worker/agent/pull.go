@@ -69,5 +69,5 @@ func decodeAuth(text string) *registry.AuthConfig {
 	return auth
 }
 
-// fileMode turns Go's file mode bits, as the wire has them, into an os.FileMode.
+// fileMode turns Go's file mode bits, as the wire has them, into an [os.FileMode].
 func fileMode(bits uint32) os.FileMode { return os.FileMode(bits) }

@@ -228,7 +228,7 @@ type Info struct {
 }
 
 // Engine is everything a runtime does. Consumers declare the part they use.
-type Engine interface {
+type Engine interface { //nolint:interfacebloat // the sum of the parts below, for who implements all of them
 	Containers
 	Inspector
 	Streams

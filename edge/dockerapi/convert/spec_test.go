@@ -172,7 +172,7 @@ func small(t *rapid.T) int64 { return rapid.Int64Range(1, 1<<40).Draw(t, "amount
 func drawMount(t *rapid.T) mount.Mount {
 	m := mount.Mount{Target: word(t, "target"), Source: word(t, "source"), ReadOnly: rapid.Bool().Draw(t, "ro")}
 	m.Type = rapid.SampledFrom([]mount.Type{mount.TypeBind, mount.TypeVolume, mount.TypeTmpfs}).Draw(t, "type")
-	switch m.Type { //nolint:exhaustive // those that were drawn
+	switch m.Type {
 	case mount.TypeBind:
 		m.BindOptions = maybe(t, "bind", func(t *rapid.T) mount.BindOptions {
 			return mount.BindOptions{

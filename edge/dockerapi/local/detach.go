@@ -43,7 +43,7 @@ type detachReader struct {
 	err    error
 }
 
-// Read implements io.Reader.
+// Read implements [io.Reader].
 func (d *detachReader) Read(p []byte) (int, error) {
 	for len(d.ready) == 0 && d.err == nil {
 		buf := make([]byte, max(len(p), 1))

@@ -29,8 +29,8 @@ func (a *API) listImages(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	bound := func(key string) (int64, error) {
-		for _, ref := range f[key] {
-			i, err := a.engine.InspectImage(r.Context(), ref)
+		if len(f[key]) > 0 {
+			i, err := a.engine.InspectImage(r.Context(), f[key][0])
 			if err != nil {
 				return 0, err
 			}

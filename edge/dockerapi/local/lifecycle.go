@@ -27,7 +27,7 @@ func (a *API) createContainer(w http.ResponseWriter, r *http.Request) error {
 	if err := httpapi.ReadJSON(w, r, &req); err != nil {
 		return err
 	}
-	if req.Config == nil || req.Config.Image == "" {
+	if req.Config == nil || req.Image == "" {
 		return model.Errorf(model.Invalid, "config cannot be empty in order to create a container")
 	}
 	if req.HostConfig == nil {

@@ -85,7 +85,7 @@ func newSelector(f httpapi.Filters, all []*container.InspectResponse) (func(*con
 		_, task := c.Config.Labels["com.docker.swarm.task"]
 		switch {
 		case !f.Match("id", c.ID),
-			!(f.Match("name", name) || f.Match("name", c.Name)),
+			!f.Match("name", name) && !f.Match("name", c.Name),
 			!f.Labels("label", c.Config.Labels),
 			f.Has("label!") && f.Labels("label!", c.Config.Labels),
 			!f.Exact("status", string(c.State.Status)),

@@ -50,7 +50,7 @@ func (a *API) containerStats(w http.ResponseWriter, r *http.Request) error {
 	out := httpapi.Begin(w, "application/json")
 	if stream {
 		if err := writeLine(out, first); err != nil {
-			return nil //nolint:nilerr // the client has gone
+			return nil
 		}
 	}
 	tick := time.NewTicker(statsEvery)
@@ -63,10 +63,10 @@ func (a *API) containerStats(w http.ResponseWriter, r *http.Request) error {
 		}
 		s, err := sample()
 		if err != nil {
-			return nil //nolint:nilerr // the container has gone
+			return nil
 		}
 		if err := writeLine(out, s); err != nil || !stream {
-			return nil //nolint:nilerr // the client has gone
+			return nil
 		}
 	}
 }

@@ -73,7 +73,7 @@ func (a *API) containerLogs(w http.ResponseWriter, r *http.Request) error {
 		_, err = io.WriteString(to, "Error grabbing logs: "+err.Error()+"\n")
 	}
 	if r.Context().Err() != nil {
-		return nil
+		return nil //nolint:nilerr // the client has gone
 	}
 	return err
 }

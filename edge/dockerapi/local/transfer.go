@@ -47,7 +47,7 @@ func (s *progressStream) line(l progressLine) {
 	if s.out == nil {
 		s.out = httpapi.Begin(s.w, "application/json")
 	}
-	_ = writeLine(s.out, l) //nolint:errcheck // a client that has gone ends the request
+	_ = writeLine(s.out, l)
 }
 
 func (s *progressStream) progress(p runtime.Progress) {

@@ -22,9 +22,10 @@ import (
 	"github.com/skep-dev/skep/worker/runtime"
 )
 
-// TB is the part of testing.TB that cases use.
+// TB is the part of [testing.TB] that cases use.
 type TB interface {
 	Helper()
+	Context() context.Context
 	Errorf(format string, args ...any)
 	Fatalf(format string, args ...any)
 }
@@ -83,7 +84,7 @@ type bench struct {
 }
 
 func newBench(t TB, e runtime.Engine, p Programs) *bench {
-	return &bench{TB: t, e: e, p: p, ctx: context.Background()}
+	return &bench{TB: t, e: e, p: p, ctx: t.Context()}
 }
 
 func (b *bench) must(err error) {

@@ -152,7 +152,7 @@ func (e *Engine) Top(ctx context.Context, ref string, psArgs []string) (*contain
 			return nil, model.Errorf(model.Invalid, "ps: invalid argument %q", a)
 		}
 	}
-	out, err := exec.CommandContext(ctx, "ps", psArgs...).Output() //nolint:gosec // a person's own arguments, no shell
+	out, err := exec.CommandContext(ctx, "ps", psArgs...).Output()
 	if err != nil {
 		text := ""
 		if x, ok := errors.AsType[*exec.ExitError](err); ok {

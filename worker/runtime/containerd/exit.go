@@ -123,8 +123,8 @@ func (e *Engine) settle(ctx context.Context, c *record, x shim.Exit) error {
 	begin := time.Now()
 	var errs []error
 	resp, err := e.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: c.id})
-	switch {
-	case err == nil:
+	switch err {
+	case nil:
 		if resp.ExitedAt.IsValid() && resp.ExitedAt.AsTime().Unix() > 0 {
 			x = shim.Exit{Code: resp.ExitStatus, At: resp.ExitedAt.AsTime()}
 		}
@@ -366,24 +366,30 @@ func (e *Engine) adopt(ctx context.Context, c *record, s saved, pid int) {
 	close(c.ready)
 	e.mu.Unlock()
 	if s.HasNet && e.cfg.Network != nil {
-		if req, err := sandboxRequest(&s); err == nil {
-			for i := range req.Ports { // those that were ephemeral keep their number
-				if i < len(s.Sandbox.Ports) {
-					req.Ports = s.Sandbox.Ports
-					break
-				}
-			}
-			sandbox, err := e.cfg.Network.Attach(ctx, req)
-			if err != nil {
-				e.log.LogAttrs(ctx, slog.LevelError, "network of running container was not found again", slog.String("container_id", c.id), slog.Any("error", err))
-			} else {
-				e.mu.Lock()
-				c.Sandbox = sandbox
-				e.mu.Unlock()
-			}
+		if err := e.adoptNetwork(ctx, c, &s); err != nil {
+			e.log.LogAttrs(ctx, slog.LevelError, "network of running container was not found again", slog.String("container_id", c.id), slog.Any("error", err))
 		}
 	}
 	e.watchHealth(c)
+}
+
+// adoptNetwork attaches a running container again, which finds what it has.
+func (e *Engine) adoptNetwork(ctx context.Context, c *record, s *saved) error {
+	req, err := sandboxRequest(s)
+	if err != nil {
+		return err
+	}
+	if len(req.Ports) > 0 && len(s.Sandbox.Ports) > 0 { // those that were ephemeral keep their number
+		req.Ports = s.Sandbox.Ports
+	}
+	sandbox, err := e.cfg.Network.Attach(ctx, req)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	c.Sandbox = sandbox
+	e.mu.Unlock()
+	return nil
 }
 
 // resume restarts what was waiting for its restart, and what a restart policy wants

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -59,7 +60,7 @@ type bench struct {
 func newBench(tb testing.TB, edit func(*containerd.Config)) *bench {
 	tb.Helper()
 	bin := binDir(tb)
-	root, err := os.MkdirTemp("/tmp", "sk") // short: socket paths have a limit
+	root, err := os.MkdirTemp("/tmp", "sk") //nolint:usetesting // short: socket paths have a limit
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -149,8 +150,8 @@ func (b *bench) unmount() {
 		return
 	}
 	lines := strings.Split(string(mounts), "\n")
-	for i := len(lines) - 1; i >= 0; i-- {
-		if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], b.cfg.Root+"/") {
+	for _, line := range slices.Backward(lines) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], b.cfg.Root+"/") {
 			_ = unix.Unmount(f[4], unix.MNT_DETACH)
 		}
 	}
@@ -203,7 +204,7 @@ func busybox(tb testing.TB, cfg v1.Config) v1.Image {
 		add(&tar.Header{Name: d, Typeflag: tar.TypeDir, Mode: 0o755}, nil)
 	}
 	add(&tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, program)
-	for _, a := range strings.Fields("sh echo cat sleep ls id env pwd hostname mount stat wget true false kill ps grep head seq touch mkdir df ulimit yes tr wc test dd stty nproc awk readlink") {
+	for a := range strings.FieldsSeq("sh echo cat sleep ls id env pwd hostname mount stat wget true false kill ps grep head seq touch mkdir df ulimit yes tr wc test dd stty nproc awk readlink") {
 		add(&tar.Header{Name: "bin/" + a, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}, nil)
 	}
 	add(&tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\nbee:x:1234:1235:Bee:/data:/bin/sh\n"))

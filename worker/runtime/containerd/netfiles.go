@@ -93,7 +93,7 @@ func resolvText(s *saved) string {
 	for _, n := range servers {
 		fmt.Fprintf(&b, "nameserver %s\n", n)
 	}
-	if len(search) > 0 && !(len(search) == 1 && search[0] == ".") {
+	if len(search) > 0 && (len(search) != 1 || search[0] != ".") {
 		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
 	}
 	if len(options) > 0 {

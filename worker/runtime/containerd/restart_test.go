@@ -250,7 +250,7 @@ func TestReboot(t *testing.T) {
 		dirs, _ := filepath.Glob("/sys/fs/cgroup/pids" + b.cfg.CgroupParent + "/*/cgroup.procs")
 		for _, d := range dirs {
 			p, _ := os.ReadFile(d)
-			for _, pid := range strings.Fields(string(p)) {
+			for pid := range strings.FieldsSeq(string(p)) {
 				n, _ := strconv.Atoi(pid)
 				_ = unix.Kill(n, unix.SIGKILL)
 			}

@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	ctdseccomp "github.com/containerd/containerd/v2/contrib/seccomp"
-	"github.com/containerd/containerd/v2/pkg/cap"
+	ctdcap "github.com/containerd/containerd/v2/pkg/cap"
 	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -85,20 +85,19 @@ func (s security) apply(spec *specs.Spec, host *container.HostConfig) {
 }
 
 // filter sets the seccomp profile.
-func (s security) filter(spec *specs.Spec) error {
+func (s security) filter(spec *specs.Spec) {
 	switch {
 	case s.unconfined:
-		return nil
+		return
 	case s.profile == nil:
 		spec.Linux.Seccomp = ctdseccomp.DefaultProfile(spec)
-		return nil
+		return
 	}
 	var caps []string
 	if spec.Process.Capabilities != nil {
 		caps = spec.Process.Capabilities.Bounding
 	}
 	spec.Linux.Seccomp = s.profile.spec(caps)
-	return nil
 }
 
 // defaultCaps are what Docker gives.
@@ -114,7 +113,7 @@ type capSet []string
 
 // capabilities applies CapAdd and CapDrop as Docker does.
 func capabilities(host *container.HostConfig) (capSet, error) {
-	known, err := cap.Current()
+	known, err := ctdcap.Current()
 	if err != nil {
 		return nil, model.Wrap(model.Internal, err, "read own capabilities")
 	}
@@ -128,7 +127,7 @@ func capabilities(host *container.HostConfig) (capSet, error) {
 			if !strings.HasPrefix(n, "CAP_") {
 				n = "CAP_" + n
 			}
-			if !slices.Contains(cap.Known(), n) {
+			if !slices.Contains(ctdcap.Known(), n) {
 				return nil, false, model.Errorf(model.Invalid, "invalid capability: %q", n)
 			}
 			list = append(list, n)

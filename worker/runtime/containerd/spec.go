@@ -83,9 +83,7 @@ func (e *Engine) spec(ctx context.Context, rootfs []rootMount, s *saved) (*specs
 	if s.Host.Privileged {
 		return spec, nil
 	}
-	if err := sec.filter(spec); err != nil {
-		return nil, err
-	}
+	sec.filter(spec)
 	e.bpf.annotate(spec)
 	return spec, nil
 }

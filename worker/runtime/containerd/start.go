@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -47,6 +48,7 @@ func (e *Engine) Start(ctx context.Context, ref string) (err error) {
 		return runtime.ErrNotModified
 	case container.StateRemoving, container.StateDead:
 		return model.Errorf(model.Conflict, "container is marked for removal and cannot be started")
+	case container.StateCreated, container.StateRestarting, container.StateExited:
 	}
 	e.mu.Lock()
 	if c.timer != nil {
@@ -203,8 +205,8 @@ func (u *undoList) run() error {
 	ctx, cancel := context.WithTimeout(u.ctx, 30*time.Second)
 	defer cancel()
 	var errs []error
-	for i := len(u.steps) - 1; i >= 0; i-- {
-		errs = append(errs, u.steps[i](ctx))
+	for _, v := range slices.Backward(u.steps) {
+		errs = append(errs, v(ctx))
 	}
 	return errors.Join(errs...)
 }

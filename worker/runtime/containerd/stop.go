@@ -203,18 +203,13 @@ func (e *Engine) Remove(ctx context.Context, ref string, force, volumes bool) (e
 		return err
 	}
 	s := e.view(c)
+	if isRunning(s) && !force {
+		return model.Errorf(model.Conflict,
+			"cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+s.Name, s.Status)
+	}
 	if isRunning(s) {
-		if !force {
-			return model.Errorf(model.Conflict,
-				"cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+s.Name, s.Status)
-		}
-		if exited := e.markStopped(c); exited != nil {
-			if err := e.Kill(ctx, c.id, "KILL"); err != nil && !gone(err) {
-				return err
-			}
-			if err := e.awaitExit(ctx, c, exited, -1); err != nil {
-				return err
-			}
+		if err := e.killNow(ctx, c); err != nil {
+			return err
 		}
 	}
 	c, err = e.findTurn(ctx, c.id)
@@ -230,6 +225,18 @@ func (e *Engine) Remove(ctx context.Context, ref string, force, volumes bool) (e
 		return model.Errorf(model.Conflict, "cannot remove container %q: it was started meanwhile", "/"+s.Name)
 	}
 	return e.remove(ctx, c, volumes)
+}
+
+// killNow ends a container without asking it and waits until it has ended.
+func (e *Engine) killNow(ctx context.Context, c *record) error {
+	exited := e.markStopped(c)
+	if exited == nil {
+		return nil
+	}
+	if err := e.Kill(ctx, c.id, "KILL"); err != nil && !gone(err) {
+		return err
+	}
+	return e.awaitExit(ctx, c, exited, -1)
 }
 
 func (e *Engine) cancelRestartIf(ctx context.Context, c *record, force bool) error {

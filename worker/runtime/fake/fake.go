@@ -1,7 +1,7 @@
 // Package fake is a container runtime in memory, for tests and simulators. It keeps
 // Docker's rules (states, errors, events, exit codes, health, logs) but runs nothing:
 // a container follows the script that its command or image spells (see Script). It does
-// no I/O, starts no goroutine of its own (its clocks are time.AfterFunc) and therefore
+// no I/O, starts no goroutine of its own (its clocks are [time.AfterFunc]) and therefore
 // lives in testing/synctest bubbles, thousands of containers at a time. One mutex guards
 // all state; methods may be called from any goroutine. What only a kernel can do
 // (networks beyond port conflicts, file systems, limits) it leaves out.

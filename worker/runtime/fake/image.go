@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -137,9 +138,7 @@ func (e *Engine) findImage(ref string) *imageRecord {
 
 func (e *Engine) imageEvent(action events.Action, img *imageRecord, name string) {
 	attrs := map[string]string{"name": name}
-	for k, v := range img.config.Config.Labels {
-		attrs[k] = v
-	}
+	maps.Copy(attrs, img.config.Config.Labels)
 	e.bus.Publish(events.Message{Type: events.ImageEventType, Action: action, Actor: events.Actor{ID: img.id, Attributes: attrs}})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -237,14 +238,14 @@ func (e *Engine) ExecCreate(_ context.Context, ref string, req *container.ExecCr
 }
 
 func join(argv []string) string {
-	s := ""
+	var s strings.Builder
 	for i, a := range argv {
 		if i > 0 {
-			s += " "
+			s.WriteString(" ")
 		}
-		s += a
+		s.WriteString(a)
 	}
-	return s
+	return s.String()
 }
 
 // ExecStart implements runtime.Streams.

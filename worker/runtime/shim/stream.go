@@ -42,7 +42,7 @@ func newStream(spec Spec, bundle string, terminal bool, endInput func()) (s *str
 		}
 	}
 	// The FIFOs live as long as the task; closing the stream closes them.
-	ctx := context.Background()
+	ctx := context.Background() //nolint:forbidigo // of the task, not of the request
 	open := func(name string, flags int) (io.ReadWriteCloser, string, error) {
 		path := filepath.Join(bundle, name)
 		f, err := fifo.OpenFifo(ctx, path, flags|syscall.O_CREAT|syscall.O_NONBLOCK, 0o600)

@@ -106,7 +106,7 @@ func (t *Tasks) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.St
 }
 
 func (t *Tasks) record(id, path string) {
-	w, err := t.TTRPCTaskService.Wait(t.ctx, &taskapi.WaitRequest{ID: id})
+	w, err := t.Wait(t.ctx, &taskapi.WaitRequest{ID: id})
 	if err != nil {
 		return // deleted before it ended, or the shim ends
 	}
@@ -137,7 +137,7 @@ func (t *Tasks) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.Pids
 	if !known {
 		return resp, err
 	}
-	state, serr := t.TTRPCTaskService.State(ctx, &taskapi.StateRequest{ID: r.ID})
+	state, serr := t.State(ctx, &taskapi.StateRequest{ID: r.ID})
 	if serr != nil || state.Status != tasktypes.Status_STOPPED {
 		return resp, err
 	}
