@@ -44,7 +44,7 @@ func methods() map[string]method {
 	leaderServices := []protoreflect.FullName{
 		"docker.swarmkit.v1.CA", "docker.swarmkit.v1.NodeCA", "docker.swarmkit.v1.Dispatcher",
 		"docker.swarmkit.v1.ResourceAllocator", "docker.swarmkit.v1.LogBroker",
-		"docker.swarmkit.v1.RaftMembership", "skep.v1.Insight",
+		"docker.swarmkit.v1.RaftMembership", "skep.v1.Insight", "skep.v1.Networks",
 	}
 	out := make(map[string]method)
 	protoregistry.GlobalFiles.RangeFiles(func(f protoreflect.FileDescriptor) bool {

@@ -29,6 +29,20 @@ type SandboxRequest struct {
 	Mode string
 	// Ports are published on the host; a zero HostPort asks for an ephemeral one.
 	Ports []PortBinding
+	// Overlays are the swarm's networks that the container is attached to, besides Mode
+	// "bridge", which then only gives a way out.
+	Overlays []OverlayRequest
+}
+
+// OverlayRequest attaches a container to a network of the swarm.
+type OverlayRequest struct {
+	NetworkID string
+	// Name of the network, under which it appears in inspect.
+	Name string
+	// Address that the swarm gave the container, with the subnet's prefix length.
+	Address netip.Prefix
+	// Aliases are further names of the container in this network.
+	Aliases []string
 }
 
 // PortBinding is one published port.
@@ -49,6 +63,8 @@ type Sandbox struct {
 	Endpoint *network.EndpointSettings
 	// NetworkName is the name under which Endpoint appears in inspect, "bridge".
 	NetworkName string
+	// Overlays holds the endpoints of SandboxRequest.Overlays, by network name.
+	Overlays map[string]*network.EndpointSettings
 	// Ports are the request's with every HostPort filled in.
 	Ports []PortBinding
 	// Nameservers, Search and Options are the host's resolver settings as they can be
