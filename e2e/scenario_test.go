@@ -516,7 +516,7 @@ func testLeaveAndRemove(t *testing.T, s *swarm, m string) {
 	s.docker(t, m, "service", "rm", "web")
 	eventually(t, 60*time.Second, "everything of the service is gone", func() string {
 		for _, n := range s.nodes {
-			if left := s.docker(t, n.Name, "ps", "-aq", "--filter", "name=web."); left != "" {
+			if left := s.docker(t, n.Name, "ps", "-a", "--no-trunc", "--filter", "name=web.", "--format", "{{.Names}} {{.Status}}"); left != "" {
 				return n.Name + " has " + left
 			}
 		}

@@ -26,6 +26,8 @@ type Config struct {
 	// StopTasks stops all containers when the daemon stops.
 	StopTasks bool
 	Debug     bool
+	// InsecureRegistries are the registries that the engine trusts without a certificate.
+	InsecureRegistries []string
 	// Hostname is this node's name; required.
 	Hostname string
 	// Version, Commit and BuildTime describe the program.

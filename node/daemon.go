@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,7 +11,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -33,18 +34,8 @@ import (
 const shutdownTimeout = 3 * time.Second
 
 // Run is a whole daemon, from start until ctx ends. Containers keep running then, unless
-// the configuration says otherwise.
+// the configuration says otherwise. The caller holds the Lock of its directories.
 func Run(ctx context.Context, cfg Config) error {
-	for _, dir := range []string{cfg.DataRoot, cfg.ExecRoot} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return fmt.Errorf("start daemon: %w", err)
-		}
-	}
-	release, err := lockDir(cfg.DataRoot)
-	if err != nil {
-		return err
-	}
-	defer release()
 	if cfg.Registry == nil {
 		cfg.Registry = prometheus.NewRegistry()
 	}
@@ -78,7 +69,8 @@ func Run(ctx context.Context, cfg Config) error {
 	})
 	front.Register(endpoints.Register)
 	group.Go(func() error { return endpoints.Run(ctx) })
-	if err := serve(ctx, group, &cfg, front.Handler()); err != nil {
+	certs := &apiCerts{cfg: &cfg}
+	if err := serve(ctx, group, &cfg, certs, front.Handler()); err != nil {
 		return err
 	}
 	if cfg.MetricsAddr != "" {
@@ -88,7 +80,7 @@ func Run(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
-	group.Go(func() error { return reloads(ctx, &cfg, endpoints) })
+	group.Go(func() error { return reloads(ctx, &cfg, certs, endpoints) })
 	group.Go(func() error {
 		<-ctx.Done()
 		swarm.stop()
@@ -116,13 +108,18 @@ func stopContainers(ctx context.Context, cfg *Config) error {
 	})
 }
 
-// reloads answers wishes to read the configuration again.
-func reloads(ctx context.Context, cfg *Config, endpoints *local.API) error {
+// reloads answers wishes to read the configuration again: the files that flags name,
+// which are those of the API's certificates. What cannot be read stays as it was.
+func reloads(ctx context.Context, cfg *Config, certs *apiCerts, endpoints *local.API) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-cfg.Reload:
+			if err := certs.reload(); err != nil {
+				cfg.Log.Error("configuration not read again", slog.Any("error", err))
+				continue
+			}
 			cfg.Log.Info("configuration read again")
 			endpoints.Reloaded()
 		}
@@ -130,7 +127,7 @@ func reloads(ctx context.Context, cfg *Config, endpoints *local.API) error {
 }
 
 // serve opens the API's listeners.
-func serve(ctx context.Context, group *errgroup.Group, cfg *Config, handler http.Handler) error {
+func serve(ctx context.Context, group *errgroup.Group, cfg *Config, certs *apiCerts, handler http.Handler) error {
 	for _, host := range cfg.Hosts {
 		network, addr, ok := strings.Cut(host, "://")
 		if !ok {
@@ -143,10 +140,10 @@ func serve(ctx context.Context, group *errgroup.Group, cfg *Config, handler http
 				return err
 			}
 		case "tcp":
-			var err error
-			if config, err = apiTLS(cfg); err != nil {
+			if err := certs.read(); err != nil {
 				return err
 			}
+			config = certs.server()
 		default:
 			return model.Errorf(model.Invalid, "host %q must be unix://PATH or tcp://HOST:PORT", host)
 		}
@@ -170,7 +167,7 @@ func serveOn(ctx context.Context, group *errgroup.Group, network, addr string, c
 		return fmt.Errorf("listen on %s: %w", addr, err)
 	}
 	if network == "unix" {
-		if err := os.Chmod(addr, 0o660); err != nil {
+		if err := restrict(addr); err != nil {
 			return fmt.Errorf("listen on %s: %w", addr, err)
 		}
 	}
@@ -203,6 +200,21 @@ func serveOn(ctx context.Context, group *errgroup.Group, network, addr string, c
 	return nil
 }
 
+// restrict leaves a socket to root and to the group docker where the machine has one, as
+// Docker does.
+func restrict(socket string) error {
+	if group, err := user.LookupGroup("docker"); err == nil {
+		gid, err := strconv.Atoi(group.Gid)
+		if err == nil {
+			err = os.Chown(socket, 0, gid)
+		}
+		if err != nil {
+			return fmt.Errorf("give it to the group docker: %w", err)
+		}
+	}
+	return os.Chmod(socket, 0o660)
+}
+
 // removeSocket deletes what a killed daemon left; a live one is refused.
 func removeSocket(path string) error {
 	info, err := os.Lstat(path)
@@ -222,30 +234,6 @@ func removeSocket(path string) error {
 	return os.Remove(path)
 }
 
-// apiTLS returns the configuration of tcp listeners. Without a client CA nobody but
-// loopback is a safe audience, so one is demanded.
-func apiTLS(cfg *Config) (*tls.Config, error) {
-	if cfg.TLSCert == "" || cfg.TLSKey == "" || cfg.TLSCACert == "" {
-		return nil, model.Errorf(model.Invalid, "tcp hosts need --tlscert, --tlskey and --tlscacert: whoever reaches the API is root on this machine")
-	}
-	pair, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
-	if err != nil {
-		return nil, fmt.Errorf("read certificate of the API: %w", err)
-	}
-	ca, err := os.ReadFile(cfg.TLSCACert)
-	if err != nil {
-		return nil, fmt.Errorf("read CA of the API's clients: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(ca) {
-		return nil, model.Errorf(model.Invalid, "%s holds no certificate", cfg.TLSCACert)
-	}
-	return &tls.Config{
-		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair},
-		ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, NextProtos: []string{"http/1.1"},
-	}, nil
-}
-
 // daemonFacts implements dockerapi.Daemon.
 type daemonFacts struct {
 	cfg *Config
@@ -257,6 +245,7 @@ func (d *daemonFacts) Facts() dockerapi.Facts {
 	return dockerapi.Facts{
 		ID: d.id, Name: d.cfg.Hostname, RootDir: d.cfg.DataRoot,
 		Version: d.cfg.Version, Commit: d.cfg.Commit, BuildTime: d.cfg.BuildTime, Labels: d.cfg.Labels, Debug: d.cfg.Debug,
+		InsecureRegistries: d.cfg.InsecureRegistries,
 	}
 }
 

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,8 +11,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 
+	ctdlog "github.com/containerd/log"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/skep-dev/skep/core/model"
@@ -41,11 +45,15 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 			return model.Errorf(model.Invalid, "--bip %q must be an IPv4 address with its prefix, like 172.30.0.1/16", d.BridgeIP)
 		}
 	}
-	for _, dir := range []string{d.DataRoot, d.ExecRoot} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return fmt.Errorf("start daemon: %w", err)
-		}
+	// containerd's client tells every attempt at a registry; errors reach us anyway.
+	if err := ctdlog.SetLevel("warn"); err != nil {
+		return fmt.Errorf("set log level: %w", err)
 	}
+	release, err := node.Lock(d.DataRoot, d.ExecRoot)
+	if err != nil {
+		return err
+	}
+	defer release()
 	network, err := dataplane.New(dataplane.Config{
 		Dir: filepath.Join(d.DataRoot, "network"), ExecDir: filepath.Join(d.ExecRoot, "netns"), Address: bridge, Log: log,
 	})
@@ -55,7 +63,8 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 	registry := prometheus.NewRegistry()
 	engine, err := containerd.New(ctx, containerd.Config{
 		Root: d.DataRoot, State: filepath.Join(d.ExecRoot, "c"), Address: d.Containerd, BinDir: filepath.Dir(executable),
-		Runtime: d.Runtime, CgroupParent: d.CgroupParent, Network: network, Log: log, Registerer: registry,
+		Namespace: namespace(d), Runtime: d.Runtime, CgroupParent: d.CgroupParent, InsecureRegistries: d.Insecure,
+		Network: network, Log: log, Registerer: registry,
 	})
 	if err != nil {
 		return err
@@ -70,8 +79,8 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 		DataRoot: d.DataRoot, ExecRoot: d.ExecRoot, Hosts: d.Hosts,
 		TLSCert: d.TLSCert, TLSKey: d.TLSKey, TLSCACert: d.TLSCACert,
 		AdvertiseAddr: d.AdvertiseAddr, ListenAddr: d.ListenAddr, Labels: d.Labels, MetricsAddr: d.MetricsAddr,
-		StopTasks: d.StopTasks, Debug: d.LogLevel == "debug", Hostname: hostname, Version: version, Commit: commit,
-		Engine: engine, Reload: reload, Log: log, Registry: registry,
+		StopTasks: d.StopTasks, Debug: d.LogLevel == "debug", Hostname: hostname, Version: version, Commit: commit, BuildTime: buildTime(),
+		InsecureRegistries: d.Insecure, Engine: engine, Reload: reload, Log: log, Registry: registry,
 	})
 	withTasks := d.StopTasks || errors.Is(context.Cause(ctx), node.ErrStopTasks)
 	cancel(nil)
@@ -80,6 +89,30 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 		err = errors.Join(err, network.Destroy(context.WithoutCancel(ctx)))
 	}
 	return err
+}
+
+// namespace returns the daemon's namespace in containerd. One that it shares with others
+// may serve several daemons, each of which would remove what it does not know.
+func namespace(d cli.Daemon) string {
+	if d.Containerd == "" {
+		return "skep"
+	}
+	sum := sha256.Sum256([]byte(filepath.Clean(d.DataRoot)))
+	return "skep-" + hex.EncodeToString(sum[:4])
+}
+
+// buildTime returns the time of the commit that the program was built from.
+func buildTime() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.time" {
+			return s.Value
+		}
+	}
+	return ""
 }
 
 // relaySignals turns SIGHUP into a wish to read the configuration again, and SIGUSR1

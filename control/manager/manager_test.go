@@ -123,9 +123,8 @@ func (s *swarm) agents(ctx context.Context) {
 				return
 			}
 		}
-		cursor.Drain()
-		if len(todo) > 0 {
-			continue
+		if events, _ := cursor.Drain(); len(todo) > 0 || len(events) > 0 {
+			continue // what was looked at is old by now
 		}
 		if ends.wait(ctx, cursor.Changed()) != nil {
 			return
@@ -403,6 +402,7 @@ func TestFailingUpdateRollsBack(t *testing.T) {
 				svc.Spec.Update = &api.UpdateConfig{Parallelism: 1, FailureAction: api.UpdateConfig_ROLLBACK, Order: order}
 				s.create(svc)
 				s.want(4, "good")
+				time.Sleep(time.Second)
 				s.edit(func(spec *api.ServiceSpec) { spec.Task = taskSpec("bad") })
 				time.Sleep(3 * time.Second)
 				if state := s.updateState(); state != "ROLLBACK_STARTED" {
@@ -428,7 +428,7 @@ func TestFailingUpdatePauses(t *testing.T) {
 			return api.TaskState_RUNNING, 0
 		}
 		svc := service(4, "good")
-		svc.Spec.Update = &api.UpdateConfig{Parallelism: 1}
+		svc.Spec.Update = &api.UpdateConfig{Parallelism: 1, Delay: durationpb.New(2 * time.Second)}
 		s.create(svc)
 		s.want(4, "good")
 		s.edit(func(spec *api.ServiceSpec) { spec.Task = taskSpec("bad") })
@@ -448,6 +448,21 @@ func TestFailingUpdatePauses(t *testing.T) {
 			t.Errorf("%d good tasks run, want 3", good)
 		}
 	})
+}
+
+// A task that was told to stop, and did so at the instant its successor was made, counted
+// now and then as one that had ended by itself: its slot then waited for the restart delay.
+func TestUpdateNeverWaitsForTheRestartDelay(t *testing.T) {
+	for range 20 {
+		run(t, 3, func(s *swarm) {
+			svc := service(4, "a")
+			svc.Spec.Update = &api.UpdateConfig{Parallelism: 1}
+			s.create(svc)
+			s.want(4, "a")
+			s.edit(func(spec *api.ServiceSpec) { spec.Task = taskSpec("b") })
+			s.want(4, "b")
+		})
+	}
 }
 
 func TestGlobalFollowsNodes(t *testing.T) {

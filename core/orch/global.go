@@ -40,7 +40,10 @@ func (w *work) global() {
 			updatable = append(updatable, s)
 		}
 	}
-	w.update(updatable)
+	if w.update(updatable) {
+		w.global()
+		return
+	}
 	for _, s := range updatable {
 		w.promote(s, api.TaskState_RUNNING)
 	}
@@ -49,19 +52,16 @@ func (w *work) global() {
 // occupyNode sees to it that an eligible node has a task, unless the restart policy
 // forbids one.
 func (w *work) occupyNode(s *slot) {
-	w.restart(s, s.node)
+	w.restart(s)
 	if len(s.live()) > 0 {
 		return
 	}
 	newest := s.newest()
-	if newest != nil && newest.stopped() && !w.restartable(s, newest) {
-		// Told to stop (the node was drained, say) is no reason to stay away.
-		state := newest.GetStatus().GetState()
-		if state == api.TaskState_COMPLETE || state == api.TaskState_FAILED || state == api.TaskState_REJECTED {
-			return
-		}
+	// Told to stop (the node was drained, say) is no reason to stay away.
+	if newest != nil && newest.endedItself() && !w.restartable(s, newest) {
+		return
 	}
-	s.tasks = append(s.tasks, w.create(0, s.node, api.TaskState_RUNNING))
+	w.create(s)
 }
 
 // shutdown stops everything on a node.

@@ -31,34 +31,49 @@ func (w *work) reap() {
 		if w.service == nil && state == api.TaskState_ORPHANED {
 			i.gone = true
 		}
+		if i.old == nil && i.GetDesiredState() > api.TaskState_COMPLETE { // made and dropped by this plan
+			i.gone = true
+		}
 	}
-	if w.service == nil || isJob(w.service) {
+	if w.service == nil {
 		return
 	}
 	limit := w.historyLimit()
 	if limit < 0 {
 		return
 	}
-	for _, s := range w.slots(w.service.GetSpec().GetGlobal() != nil) {
+	for _, s := range w.slots(w.service.GetSpec().GetGlobal() != nil || w.service.GetSpec().GetGlobalJob() != nil) {
 		w.trim(s, limit)
 	}
 }
 
 // trim deletes the oldest tasks of a slot that have ended, down to the limit. The
 // newest task says whether the slot is in use and stays; so do the failures that an
-// update in progress counts.
+// update in progress counts, and the task that completed a job. What has not ended but
+// the newest does not count, or attempts that failed beside an old task that still runs
+// would be forgotten before they are as many as the restart policy allows.
 func (w *work) trim(s *slot, limit int64) {
-	excess := int64(len(s.tasks)) - limit
 	newest := s.newest()
+	excess := 1 - limit
+	for _, i := range s.tasks {
+		if i != newest && i.over() {
+			excess++
+		}
+	}
 	for _, i := range s.tasks {
 		if excess <= 0 {
 			return
 		}
-		unborn := i.GetStatus().GetState() < api.TaskState_ASSIGNED && i.GetDesiredState() > api.TaskState_RUNNING
-		if i.gone || i == newest || i.live() || !i.stopped() && !unborn || w.watched(i) {
+		if i == newest || !i.over() || w.watched(i) || isJob(w.service) && completedTask(i) {
 			continue
 		}
 		i.gone = true
 		excess--
 	}
+}
+
+// over reports whether a task has ended, or is to end and has not reached a node.
+func (i *item) over() bool {
+	unborn := i.GetStatus().GetState() < api.TaskState_ASSIGNED && i.GetDesiredState() > api.TaskState_COMPLETE
+	return !i.gone && !i.live() && (i.stopped() || unborn)
 }

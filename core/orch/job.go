@@ -27,7 +27,7 @@ func (w *work) replicatedJob() {
 	used := make(map[uint64]bool, len(slots))
 	for _, s := range slots {
 		used[s.number] = true
-		w.restartJob(s, "")
+		w.restartJob(s)
 		switch {
 		case slices.ContainsFunc(s.tasks, completedTask):
 			completed++
@@ -46,11 +46,17 @@ func (w *work) replicatedJob() {
 		return
 	}
 	n := min(most-running, spec.GetTotalCompletions()-completed-running)
+	made := 0
 	for number := uint64(0); n > 0 && number < spec.GetTotalCompletions(); number++ {
 		if used[number] {
 			continue
 		}
-		w.create(number, "", api.TaskState_COMPLETE)
+		if w.Limit > 0 && made >= w.Limit {
+			w.due(w.now.Add(1))
+			return
+		}
+		w.startJob(&slot{number: number})
+		made++
 		n--
 	}
 }
@@ -75,17 +81,29 @@ func (w *work) globalJob() {
 					w.desire(i, api.TaskState_SHUTDOWN)
 				}
 			}
-		case n.GetStatus().GetState() == api.NodeStatus_READY:
-			w.restartJob(s, s.node)
+		case takesJobs(n):
+			w.restartJob(s)
+			// Told to stop (the node was drained, say) is no reason to stay away.
+			if !slices.ContainsFunc(s.tasks, wantedJobTask) && !s.newest().endedItself() {
+				w.startJob(s)
+			}
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(w.Nodes)) {
-		n := w.Nodes[id]
-		if !has[id] && n.GetStatus().GetState() == api.NodeStatus_READY &&
-			n.GetSpec().GetAvailability() == api.NodeSpec_ACTIVE && model.MatchAll(constraints, n) {
-			w.create(0, id, api.TaskState_COMPLETE)
+		if n := w.Nodes[id]; !has[id] && takesJobs(n) && model.MatchAll(constraints, n) {
+			w.startJob(&slot{node: id})
 		}
 	}
+}
+
+func takesJobs(n *api.Node) bool {
+	return n.GetStatus().GetState() == api.NodeStatus_READY && n.GetSpec().GetAvailability() == api.NodeSpec_ACTIVE
+}
+
+// startJob adds a task to a slot and starts it when nothing has to be waited for.
+func (w *work) startJob(s *slot) {
+	w.create(s)
+	w.promote(s, api.TaskState_COMPLETE)
 }
 
 func completedTask(i *item) bool { return i.GetStatus().GetState() == api.TaskState_COMPLETE }
@@ -94,13 +112,20 @@ func wantedJobTask(i *item) bool {
 	return i.GetDesiredState() <= api.TaskState_COMPLETE && !completedTask(i)
 }
 
-// restartJob replaces the tasks of a slot that failed, and starts those held back.
-func (w *work) restartJob(s *slot, nodeID string) {
+// restartJob replaces the tasks of a slot that failed, and starts those held back. Once
+// one has completed, others that are at the same work (their node was lost, say, and came
+// back) may stop.
+func (w *work) restartJob(s *slot) {
 	if slices.ContainsFunc(s.tasks, completedTask) {
+		for _, i := range s.tasks {
+			if !i.stopped() {
+				w.desire(i, api.TaskState_SHUTDOWN)
+			}
+		}
 		return
 	}
 	for _, i := range slices.Clone(s.tasks) {
-		if !wantedJobTask(i) || !w.mustMove(i) && i.GetStatus().GetState() <= api.TaskState_COMPLETE {
+		if !wantedJobTask(i) || !w.mustMove(i) {
 			continue
 		}
 		if i.GetDesiredState() == api.TaskState_READY && i.stopped() && !w.startable(s, i) {
@@ -109,7 +134,7 @@ func (w *work) restartJob(s *slot, nodeID string) {
 		again := w.restartable(s, i)
 		w.desire(i, api.TaskState_SHUTDOWN)
 		if again && !slices.ContainsFunc(s.tasks, wantedJobTask) {
-			s.tasks = append(s.tasks, w.create(s.number, nodeID, api.TaskState_READY))
+			w.create(s)
 		}
 	}
 	w.promote(s, api.TaskState_COMPLETE)

@@ -55,7 +55,8 @@ const (
 )
 
 // Enforce rejects the tasks of an active node that it may not have any more, since its
-// labels or its resources changed.
+// labels or its resources changed. A rejected task counts as ended while its node still
+// stops it; where two must never run (FenceLabel) the task is told to stop instead.
 func Enforce(v NodeView, now time.Time) model.Plan {
 	var p model.Plan
 	if v.Node.GetSpec().GetAvailability() != api.NodeSpec_ACTIVE || v.Node.GetStatus().GetState() == api.NodeStatus_DOWN {
@@ -84,7 +85,11 @@ func Enforce(v NodeView, now time.Time) model.Plan {
 			continue
 		}
 		t = model.Clone(t)
-		t.Status.State = api.TaskState_REJECTED
+		if fenced(v.Services[t.GetServiceId()]) {
+			t.DesiredState = api.TaskState_SHUTDOWN
+		} else {
+			t.Status.State = api.TaskState_REJECTED
+		}
 		t.Status.Message = rejectedMessage
 		t.Status.Err = rejectedReason
 		t.Status.Timestamp = timestamppb.New(now)

@@ -11,7 +11,7 @@ import (
 func (w *work) replicated() {
 	occupied, dead := w.occupancy(w.slots(false))
 	for _, s := range occupied {
-		w.restart(s, "")
+		w.restart(s)
 	}
 	want := w.service.GetSpec().GetReplicated().GetReplicas()
 	switch have := uint64(len(occupied)); {
@@ -21,11 +21,14 @@ func (w *work) replicated() {
 		occupied = w.shrink(occupied, want)
 	}
 	for _, s := range dead {
-		if !slices.ContainsFunc(occupied, func(o *slot) bool { return o.number == s.number }) {
+		if len(s.live()) == 0 { // nobody filled it again
 			w.drop(s)
 		}
 	}
-	w.update(occupied)
+	if w.update(occupied) {
+		w.replicated()
+		return
+	}
 	for _, s := range occupied {
 		w.promote(s, api.TaskState_RUNNING)
 	}
@@ -39,7 +42,7 @@ func (w *work) occupancy(all []*slot) (occupied, dead []*slot) {
 		switch {
 		case len(s.live()) > 0:
 			occupied = append(occupied, s)
-		case newest.stopped() && !w.restartable(s, newest) && !w.manualRollback():
+		case !w.restartable(s, newest) && !w.manualRollback():
 			occupied = append(occupied, s)
 		default:
 			dead = append(dead, s)
@@ -78,7 +81,7 @@ func (w *work) grow(occupied, dead []*slot, n uint64) []*slot {
 		if s == nil {
 			s = &slot{number: number}
 		}
-		s.tasks = append(s.tasks, w.create(number, "", api.TaskState_RUNNING))
+		w.create(s)
 		out = append(out, s)
 		n--
 	}

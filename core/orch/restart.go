@@ -17,6 +17,11 @@ const (
 // under all circumstances: a replacement waits for as long as its predecessor may run.
 const FenceLabel = "skep.fence"
 
+// fenced reports whether a service forbids two running tasks in a slot.
+func fenced(s *api.Service) bool {
+	return s.GetSpec().GetAnnotations().GetLabels()[FenceLabel] == "true"
+}
+
 // nodeLost reports whether what runs on the task's node must be considered dead.
 func (w *work) nodeLost(i *item) bool {
 	if i.GetNodeId() == "" {
@@ -95,7 +100,7 @@ func (w *work) attempts(s *slot, i *item) uint64 {
 }
 
 // restart replaces the tasks of a slot that ended or must move.
-func (w *work) restart(s *slot, nodeID string) {
+func (w *work) restart(s *slot) {
 	for _, i := range s.live() {
 		if !w.mustMove(i) {
 			continue
@@ -110,7 +115,7 @@ func (w *work) restart(s *slot, nodeID string) {
 		if !again || len(s.live()) > 0 {
 			continue
 		}
-		s.tasks = append(s.tasks, w.create(s.number, nodeID, api.TaskState_READY))
+		w.create(s)
 	}
 }
 
@@ -128,23 +133,39 @@ func (w *work) promote(s *slot, to api.TaskState) {
 func (w *work) startable(s *slot, i *item) bool {
 	made := created(i.Task)
 	if before := s.before(i); before != nil && w.endedBefore(before, made) {
-		if !w.due(made.Add(w.restartDelay())) {
+		if !w.due(changed(before.Task).Add(w.restartDelay())) {
 			return false
 		}
 	}
-	fenced := w.service.GetSpec().GetAnnotations().GetLabels()[FenceLabel] == "true"
+	if fenced(w.service) {
+		return w.alone(s, i)
+	}
 	for _, t := range s.tasks {
-		if t == i || t.gone || t.live() || t.stopped() || t.GetStatus().GetState() < api.TaskState_ASSIGNED {
+		if t == i || t.live() || !t.mayRun() {
 			continue
 		}
 		switch {
-		case fenced:
-			w.note(i.GetId(), "waits until task %s on node %s is known to have stopped", t.GetId(), t.GetNodeId())
-			return false
 		case w.nodeLost(t):
 		case !w.due(made.Add(stopTimeout)):
 			w.note(i.GetId(), "waits for task %s to stop", t.GetId())
 			return false
+		}
+	}
+	return true
+}
+
+// alone reports whether no other task of a fenced slot runs or is meant to, not even
+// one whose record is to be removed or whose node is lost.
+func (w *work) alone(s *slot, i *item) bool {
+	for _, list := range [...][]*item{s.tasks, w.leaving[s.key()]} {
+		for _, t := range list {
+			if t == i || t.gone || t.live() && t.GetDesiredState() == api.TaskState_READY {
+				continue
+			}
+			if t.live() && !t.stopped() || t.mayRun() {
+				w.note(i.GetId(), "waits until task %s on node %s is known to have stopped", t.GetId(), t.GetNodeId())
+				return false
+			}
 		}
 	}
 	return true
@@ -166,8 +187,8 @@ func (s *slot) before(i *item) *item {
 
 // endedBefore reports whether a task had ended on its own when its successor was made:
 // then the restart delay applies. It does not to one that was told to stop, or whose
-// node was lost or drained.
+// node was lost or drained. The state says which it was: the times alone would not, as
+// a task that is told to stop may do so at the very instant its successor is made.
 func (w *work) endedBefore(i *item, successor time.Time) bool {
-	return i.stopped() && !changed(i.Task).After(successor) && !w.nodeDrained(i) && !w.nodeLost(i) &&
-		i.GetStatus().GetState() != api.TaskState_ORPHANED
+	return i.endedItself() && !changed(i.Task).After(successor) && !w.nodeDrained(i) && !w.nodeLost(i)
 }

@@ -15,21 +15,30 @@ type slot struct {
 	tasks  []*item // oldest first
 }
 
-// slots groups the tasks that are not on their way out by their place, in order.
+// place is what tells slots apart.
+type place struct {
+	number uint64
+	node   string
+}
+
+func (s *slot) key() place { return place{s.number, s.node} }
+
+// slots groups the tasks that are not on their way out by their place, in order, and
+// notes those that are.
 func (w *work) slots(byNode bool) []*slot {
-	type key struct {
-		number uint64
-		node   string
-	}
-	index := make(map[key]*slot)
+	index := make(map[place]*slot)
+	w.leaving = make(map[place][]*item)
 	var list []*slot
 	for _, i := range w.tasks {
+		k := place{number: i.GetSlot()}
+		if byNode {
+			k = place{node: i.GetNodeId()}
+		}
+		if i.GetDesiredState() >= api.TaskState_REMOVE && i.mayRun() {
+			w.leaving[k] = append(w.leaving[k], i)
+		}
 		if i.gone || i.GetDesiredState() >= api.TaskState_REMOVE {
 			continue
-		}
-		k := key{number: i.GetSlot()}
-		if byNode {
-			k = key{node: i.GetNodeId()}
 		}
 		s := index[k]
 		if s == nil {

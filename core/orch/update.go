@@ -18,11 +18,12 @@ const (
 // update brings the tasks in slots to the service's current revision, some at a time,
 // and keeps the service's update status. Everything it needs to go on is in the store:
 // the tasks of the new revision, made since the update began, say how far it has come.
-func (w *work) update(slots []*slot) {
+// It reports whether it rolled the service's spec back, so that all is to be decided anew.
+func (w *work) update(slots []*slot) (rolledBack bool) {
 	state := w.service.GetUpdateStatus().GetState()
 	if state == api.UpdateStatus_PAUSED || state == api.UpdateStatus_ROLLBACK_PAUSED {
 		w.note(w.ServiceID, "%s", w.service.GetUpdateStatus().GetMessage())
-		return
+		return false
 	}
 	var dirty []*slot
 	for _, s := range slots {
@@ -37,18 +38,21 @@ func (w *work) update(slots []*slot) {
 			Message:   "update in progress",
 		}
 	}
-	if w.updating() && w.judge(slots, len(dirty)) {
-		// The service changed: judge slots by its new spec.
-		w.update(slots)
-		return
-	}
-	if len(dirty) > 0 {
-		w.advance(slots, dirty)
-		return
-	}
 	if w.updating() {
+		if w.judge(slots, len(dirty)) {
+			return true
+		}
+		if !w.updating() {
+			return false // paused
+		}
+	}
+	switch {
+	case len(dirty) > 0:
+		w.advance(slots, dirty)
+	case w.updating():
 		w.complete(slots)
 	}
+	return false
 }
 
 // updating reports whether an update or rollback runs.
@@ -81,10 +85,29 @@ func (w *work) monitor() time.Duration {
 	return m
 }
 
+// startFirst reports whether a slot's new task starts before the old one stops. Where
+// two must never run, it does not, whatever the settings say.
+func (w *work) startFirst() bool {
+	return w.config().GetOrder() == api.UpdateConfig_START_FIRST && !fenced(w.service)
+}
+
 // slotDirty reports whether a slot has something to replace.
 func (w *work) slotDirty(s *slot) bool {
 	current := s.current()
-	return len(current) > 1 || len(current) == 1 && w.dirty(current[0])
+	dirty := len(current) > 1 || len(current) == 1 && w.dirty(current[0])
+	if dirty && w.exhausted(s) {
+		w.note(w.ServiceID, "slot %d keeps its old task: the restart policy allows no further attempt at a new one", s.number)
+		return false
+	}
+	return dirty
+}
+
+// exhausted reports whether a slot's old task stays, as the new one, that was to start
+// first, failed as often as the restart policy allows.
+func (w *work) exhausted(s *slot) bool {
+	newest := s.newest()
+	return len(s.live()) > 0 && w.keeper(s) == nil && w.ours(newest) && newest.stopped() &&
+		!completedTask(newest) && !w.restartable(s, newest)
 }
 
 // current returns the tasks that an update looks at: those meant to run, or the last
@@ -128,7 +151,15 @@ func (w *work) failed(i *item) bool {
 	return !handled || end.Sub(created(i.Task)) <= w.monitor()
 }
 
-// judge acts on failures of the update. It reports whether the service's spec changed.
+// finished reports whether a slot's new task started first and has completed, and that
+// is all the restart policy wants of it.
+func (w *work) finished(s *slot) bool {
+	newest := s.newest()
+	return w.ours(newest) && completedTask(newest) && !w.restartable(s, newest)
+}
+
+// judge acts on failures of the update: it may pause it or roll it back. It reports
+// whether the service's spec changed.
 func (w *work) judge(slots []*slot, dirty int) (rolledBack bool) {
 	config := w.config()
 	if config.GetFailureAction() == api.UpdateConfig_CONTINUE {
@@ -171,11 +202,12 @@ func (w *work) judge(slots []*slot, dirty int) (rolledBack bool) {
 		if s.SpecVersion == nil {
 			s.SpecVersion = &api.Version{}
 		}
+		return true
 	default:
 		s.UpdateStatus.State = api.UpdateStatus_PAUSED
 		s.UpdateStatus.Message = "update paused " + reason
 	}
-	return true
+	return false
 }
 
 // advance works on dirty slots, as many as the parallelism allows.
@@ -190,25 +222,24 @@ func (w *work) advance(slots, dirty []*slot) {
 			free--
 		}
 	}
-	startFirst := config.GetOrder() == api.UpdateConfig_START_FIRST
 	for _, s := range dirty {
 		if keep := w.keeper(s); keep != nil {
 			w.settle(s, keep)
 			continue
 		}
-		if free <= 0 {
+		done := w.finished(s)
+		if free <= 0 && !done {
 			continue
 		}
-		free--
-		desired := api.TaskState_READY
-		if startFirst {
-			desired = api.TaskState_RUNNING
-		} else {
+		if done || !w.startFirst() {
 			for _, i := range s.live() {
 				w.desire(i, api.TaskState_SHUTDOWN)
 			}
 		}
-		s.tasks = append(s.tasks, w.create(s.number, s.node, desired))
+		if !done {
+			free--
+			w.create(s)
+		}
 	}
 }
 
@@ -227,7 +258,7 @@ func (w *work) busy(s *slot) bool {
 			at = model.Earlier(at, changed(i.Task))
 		}
 	}
-	if !mine || !w.updating() {
+	if !mine {
 		return false
 	}
 	return !arrived || !w.due(at.Add(w.config().GetDelay().AsDuration()))
@@ -250,13 +281,8 @@ func (w *work) keeper(s *slot) *item {
 // settle stops the other tasks of a slot. Those of an older revision run on until the
 // new one does, if that is the order asked for.
 func (w *work) settle(s *slot, keep *item) {
-	startFirst := w.config().GetOrder() == api.UpdateConfig_START_FIRST
 	for _, i := range s.live() {
-		if i == keep {
-			continue
-		}
-		if startFirst && w.dirty(i) && keep.GetStatus().GetState() < api.TaskState_RUNNING &&
-			keep.GetDesiredState() == api.TaskState_RUNNING {
+		if i == keep || w.startFirst() && w.dirty(i) && keep.GetStatus().GetState() != api.TaskState_RUNNING {
 			continue
 		}
 		w.desire(i, api.TaskState_SHUTDOWN)

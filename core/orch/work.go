@@ -26,6 +26,21 @@ func (i *item) live() bool { return !i.gone && i.GetDesiredState() <= api.TaskSt
 // stopped reports whether the task has ended.
 func (i *item) stopped() bool { return model.Terminal(i.GetStatus().GetState()) }
 
+// mayRun reports whether a node has the task and has not said that it ended.
+func (i *item) mayRun() bool {
+	return !i.gone && !i.stopped() && i.GetStatus().GetState() >= api.TaskState_ASSIGNED
+}
+
+// endedItself reports whether the task ended without being told to.
+func (i *item) endedItself() bool {
+	switch i.GetStatus().GetState() {
+	case api.TaskState_COMPLETE, api.TaskState_FAILED, api.TaskState_REJECTED:
+		return true
+	default:
+		return false
+	}
+}
+
 // work is a plan in the making.
 type work struct {
 	View
@@ -33,6 +48,8 @@ type work struct {
 	service *api.Service // edited copy once touched
 	touched bool
 	tasks   []*item // oldest first
+	// leaving are tasks to be removed that may still run, by the place they had.
+	leaving map[place][]*item
 	wake    time.Time
 	notes   []model.Note
 }
@@ -44,10 +61,12 @@ func newWork(v View, now time.Time) *work {
 		w.tasks = append(w.tasks, &item{Task: t, old: t})
 	}
 	slices.SortFunc(w.tasks, func(a, b *item) int {
-		if c := created(a.Task).Compare(created(b.Task)); c != 0 {
-			return c
-		}
-		return cmp.Compare(a.GetId(), b.GetId())
+		return cmp.Or(
+			created(a.Task).Compare(created(b.Task)),
+			// At one instant: what is to end was there before what takes its place.
+			cmp.Compare(b.GetDesiredState(), a.GetDesiredState()),
+			cmp.Compare(a.GetId(), b.GetId()),
+		)
 	})
 	return w
 }
@@ -108,11 +127,12 @@ func (w *work) editService() *api.Service {
 	return w.service
 }
 
-// create adds a task in a slot or on a node.
-func (w *work) create(slot uint64, nodeID string, desired api.TaskState) *item {
-	i := &item{Task: NewTask(w.service, w.Cluster, slot, nodeID, desired, w.NewID(), w.now)}
+// create adds a task to a slot. It is held back: promote starts it, in the same plan
+// unless something has to be waited for.
+func (w *work) create(s *slot) {
+	i := &item{Task: NewTask(w.service, w.Cluster, s.number, s.node, api.TaskState_READY, w.NewID(), w.now)}
 	w.tasks = append(w.tasks, i)
-	return i
+	s.tasks = append(s.tasks, i)
 }
 
 // NewTask makes a task of a service as it is now: in a slot, or for the global modes

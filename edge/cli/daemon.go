@@ -52,7 +52,7 @@ type Daemon struct {
 	BridgeIP string
 	// CgroupParent is the cgroup above those of the containers.
 	CgroupParent string
-	// Insecure are registries spoken to without checking certificates.
+	// Insecure are registries that may lack TLS or a valid certificate: hosts and networks.
 	Insecure []string
 }
 
@@ -71,7 +71,7 @@ func (d *Daemon) flags(fs *pflag.FlagSet) {
 	fs.BoolVar(&d.StopTasks, "stop-tasks", false, "stop the tasks when the daemon stops (default: they keep running)")
 	fs.StringVar(&d.BridgeIP, "bip", "", "address of the containers' local bridge, e.g. 172.30.0.1/16 (default: a free private one)")
 	fs.StringVar(&d.CgroupParent, "cgroup-parent", DefaultCgroupParent, "cgroup above those of the containers")
-	fs.StringArrayVar(&d.Insecure, "insecure-registry", nil, "registry HOST[:PORT] spoken to without checking certificates (repeatable; loopback always is)")
+	fs.StringArrayVar(&d.Insecure, "insecure-registry", nil, "registry HOST[:PORT] or network CIDR that may lack TLS or a valid certificate (repeatable; loopback always may)")
 }
 
 // hostFlags declares the flags of a daemon's API.
@@ -175,7 +175,7 @@ func (a *app) daemonCommand() *cobra.Command {
 
 SIGTERM and SIGINT stop the daemon; its tasks keep running, and the next daemon with the
 same directories takes them over. With --stop-tasks, or on SIGUSR1, it stops its tasks
-first. SIGHUP re-reads what can be re-read.
+first. SIGHUP reads the certificates of tcp hosts again.
 
 Several daemons can share a machine if each has its own directories and hosts, and its
 own network namespace or swarm port.`,

@@ -34,7 +34,7 @@ func (a *API) info(w http.ResponseWriter, r *http.Request) error {
 		Plugins: system.PluginsInfo{
 			Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file"},
 		},
-		RegistryConfig: registryConfig(), Warnings: []string{}, CDISpecDirs: []string{},
+		RegistryConfig: registryConfig(facts.InsecureRegistries), Warnings: []string{}, CDISpecDirs: []string{},
 	}
 	if info.Labels == nil {
 		info.Labels = []string{}
@@ -49,14 +49,23 @@ func (a *API) info(w http.ResponseWriter, r *http.Request) error {
 	return writeInfo(w, info, httpapi.RequestVersion(r))
 }
 
-// registryConfig says how registries are treated: those on loopback may lack TLS.
-func registryConfig() *registry.ServiceConfig {
-	return &registry.ServiceConfig{
+// registryConfig says how registries are treated: those on loopback may lack TLS, and
+// those that the daemon was told of.
+func registryConfig(insecure []string) *registry.ServiceConfig {
+	c := &registry.ServiceConfig{
 		InsecureRegistryCIDRs: []netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("127.0.0.0/8")},
 		IndexConfigs: map[string]*registry.IndexInfo{
 			"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true},
 		},
 	}
+	for _, r := range insecure {
+		if network, err := netip.ParsePrefix(r); err == nil {
+			c.InsecureRegistryCIDRs = append(c.InsecureRegistryCIDRs, network)
+			continue
+		}
+		c.IndexConfigs[r] = &registry.IndexInfo{Name: r, Mirrors: []string{}}
+	}
+	return c
 }
 
 // swarmInfo is the local status and, on a manager with a leader, the cluster's.

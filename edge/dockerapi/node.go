@@ -63,6 +63,8 @@ type Facts struct {
 	// Labels are the daemon's, "k=v".
 	Labels []string
 	Debug  bool
+	// InsecureRegistries are trusted without a certificate: hosts and networks.
+	InsecureRegistries []string
 	// GenericResources of this node.
 	GenericResources []swarm.GenericResource
 }

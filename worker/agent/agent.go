@@ -77,16 +77,16 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.worker = newWorker(&a.cfg, db)
+	ctx, cancel := context.WithCancel(ctx)
+	a.worker = newWorker(ctx, &a.cfg, db)
 	defer func() {
+		cancel()
 		a.worker.wait()
 		if err := db.close(); err != nil {
 			a.cfg.Log.Error("close task database", slog.Any("error", err))
 		}
 	}()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	a.worker.resume(ctx)
+	a.worker.resume()
 	session, backoff := "", time.Duration(0)
 	for ctx.Err() == nil {
 		if backoff > 0 {

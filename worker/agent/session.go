@@ -106,7 +106,7 @@ func (a *Agent) assignments(ctx context.Context, client api.DispatcherClient, id
 		case api.AssignmentsMessage_COMPLETE:
 			a.worker.assignAll(ctx, msg.GetChanges())
 		case api.AssignmentsMessage_INCREMENTAL:
-			a.worker.assign(ctx, msg.GetChanges())
+			a.worker.assign(msg.GetChanges())
 			if msg.GetAppliesTo() != version {
 				return fmt.Errorf("assignments for version %s on top of version %s", msg.GetAppliesTo(), version)
 			}

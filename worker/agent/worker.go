@@ -28,6 +28,8 @@ type worker struct {
 	// dirty has a value when there are statuses to report.
 	dirty chan struct{}
 	group sync.WaitGroup
+	// start runs a task's loop for as long as the agent runs: tasks outlive sessions.
+	start func(*managed)
 
 	mu      sync.Mutex
 	tasks   map[string]*managed
@@ -37,8 +39,9 @@ type worker struct {
 	changed chan struct{}              // closed and replaced when a task came, went or started
 }
 
-func newWorker(cfg *Config, db *database) *worker {
-	return &worker{
+// newWorker returns a worker whose tasks' loops end with ctx.
+func newWorker(ctx context.Context, cfg *Config, db *database) *worker {
+	w := &worker{
 		cfg: cfg, db: db,
 		starting: make(chan struct{}, startsAtOnce),
 		removing: make(chan struct{}, stopsAtOnce),
@@ -49,13 +52,15 @@ func newWorker(cfg *Config, db *database) *worker {
 		reports:  map[string]*api.TaskStatus{},
 		changed:  make(chan struct{}),
 	}
+	w.start = func(m *managed) { w.group.Go(func() { m.run(ctx) }) }
+	return w
 }
 
 // wait returns when all loops have ended.
 func (w *worker) wait() { w.group.Wait() }
 
 // resume goes on with the tasks of the database.
-func (w *worker) resume(ctx context.Context) {
+func (w *worker) resume() {
 	tasks, broken := w.db.load()
 	for _, err := range broken {
 		w.cfg.Log.Error("task not resumed", slog.Any("error", err))
@@ -63,17 +68,17 @@ func (w *worker) resume(ctx context.Context) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, t := range tasks {
-		w.begin(ctx, t)
+		w.begin(t)
 	}
 }
 
 // begin starts the loop of a task. Callers hold mu.
-func (w *worker) begin(ctx context.Context, task *api.Task) {
+func (w *worker) begin(task *api.Task) {
 	m := &managed{w: w, id: task.GetId(), task: task, wake: make(chan struct{}, 1), log: w.cfg.Log.With(
 		slog.String("task_id", task.GetId()), slog.String("service_id", task.GetServiceId()))}
 	w.tasks[task.GetId()] = m
 	w.notify()
-	w.group.Go(func() { m.run(ctx) })
+	w.start(m)
 }
 
 // notify wakes those who wait for a change of the tasks. Callers hold mu.
@@ -99,7 +104,7 @@ func (w *worker) assignAll(ctx context.Context, changes []*api.AssignmentChange)
 		}
 	}
 	w.mu.Unlock()
-	w.assign(ctx, changes)
+	w.assign(changes)
 	for _, m := range gone {
 		m.remove()
 	}
@@ -107,7 +112,7 @@ func (w *worker) assignAll(ctx context.Context, changes []*api.AssignmentChange)
 }
 
 // assign applies changes: secrets and configs first, so that tasks find them.
-func (w *worker) assign(ctx context.Context, changes []*api.AssignmentChange) {
+func (w *worker) assign(changes []*api.AssignmentChange) {
 	w.mu.Lock()
 	for _, c := range changes {
 		remove := c.GetAction() == api.AssignmentChange_REMOVE
@@ -141,12 +146,12 @@ func (w *worker) assign(ctx context.Context, changes []*api.AssignmentChange) {
 			}
 			continue
 		}
-		w.assignTask(ctx, item.Task)
+		w.assignTask(item.Task)
 	}
 }
 
 // assignTask begins a new task or updates a known one.
-func (w *worker) assignTask(ctx context.Context, task *api.Task) {
+func (w *worker) assignTask(task *api.Task) {
 	task = proto.CloneOf(task)
 	w.mu.Lock()
 	m := w.tasks[task.GetId()]
@@ -160,7 +165,7 @@ func (w *worker) assignTask(ctx context.Context, task *api.Task) {
 			w.cfg.Log.Error("task not stored", slog.String("task_id", task.GetId()), slog.Any("error", err))
 			return
 		}
-		w.begin(ctx, task)
+		w.begin(task)
 		return
 	}
 	w.mu.Unlock()

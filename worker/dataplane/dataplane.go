@@ -88,11 +88,9 @@ func New(cfg Config) (*Dataplane, error) {
 	case cfg.Address.IsValid():
 		d.state.Address = cfg.Address
 	case !d.state.Address.IsValid():
-		address, err := freeNetwork()
-		if err != nil {
+		if err := d.claimNetwork(); err != nil {
 			return nil, err
 		}
-		d.state.Address = address
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -247,3 +247,12 @@ func FuzzParseResolvConf(f *testing.F) {
 		}
 	})
 }
+
+// TestTwoDaemonsOfOneNamespace starts both before either has a container.
+func TestTwoDaemonsOfOneNamespace(t *testing.T) {
+	inNamespace(t)
+	a, b := open(t, t.TempDir()), open(t, t.TempDir())
+	if a.state.Address.Overlaps(b.state.Address) {
+		t.Errorf("two daemons chose %s and %s", a.state.Address, b.state.Address)
+	}
+}

@@ -54,6 +54,28 @@ func freeNetwork() (netip.Prefix, error) {
 	return netip.Prefix{}, model.Errorf(model.Exhausted, "no private network is free for containers; name one with --bip")
 }
 
+// claimNetwork chooses a free network and takes it by making the bridge, one daemon of
+// this network namespace after the other: two that looked at the same time, or before
+// either had a container, would choose the same.
+func (d *Dataplane) claimNetwork() error {
+	ns, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("open network namespace: %w", err)
+	}
+	defer ns.Close() //nolint:errcheck // gives the lock back
+	if err := unix.Flock(int(ns.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock network namespace: %w", err)
+	}
+	address, err := freeNetwork()
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.state.Address = address
+	return d.ensureBridge()
+}
+
 // ensureBridge makes the bridge and the table, or mends them. Callers hold mu.
 func (d *Dataplane) ensureBridge() error {
 	link, err := netlink.LinkByName(d.bridge)

@@ -47,6 +47,9 @@ type Config struct {
 	CgroupParent string
 	// GroupSize is the most containers one shim serves; zero is 48.
 	GroupSize int
+	// InsecureRegistries may speak plain HTTP or show any certificate: each is a host,
+	// host:port or network in CIDR notation.
+	InsecureRegistries []string
 	// Network connects containers; nil gives every container an empty network
 	// namespace, except those of mode "host".
 	Network runtime.Network

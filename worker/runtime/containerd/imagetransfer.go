@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -29,14 +30,15 @@ import (
 	"github.com/skep-dev/skep/worker/runtime"
 )
 
-// resolver returns what talks to named's registry. Registries on loopback may speak
-// plain HTTP or show a certificate that nobody signed, as with Docker.
-func resolver(named reference.Named, auth *registry.AuthConfig) remotes.Resolver {
+// resolver returns what talks to named's registry. Registries on loopback, and those that
+// the configuration says so of, may speak plain HTTP or show a certificate that nobody
+// signed, as with Docker.
+func (e *Engine) resolver(named reference.Named, auth *registry.AuthConfig) remotes.Resolver {
 	host := reference.Domain(named)
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	client := &http.Client{Transport: transport}
-	if local, err := ctddocker.MatchLocalhost(host); err == nil && local {
-		transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // the machine itself
+	if local, err := ctddocker.MatchLocalhost(host); err == nil && local || insecure(host, e.cfg.InsecureRegistries) {
+		transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // the machine itself, or what its owner trusts
 		client.Transport = ctddocker.NewHTTPFallback(transport)
 	}
 	authOpts := []ctddocker.AuthorizerOpt{ctddocker.WithAuthClient(client)}
@@ -60,6 +62,21 @@ func resolver(named reference.Named, auth *registry.AuthConfig) remotes.Resolver
 		opts = append(opts, ctddocker.WithAuthorizer(ctddocker.NewDockerAuthorizer(authOpts...)))
 	}
 	return ctddocker.NewResolver(ctddocker.ResolverOptions{Headers: header, Hosts: ctddocker.ConfigureDefaultRegistries(opts...)})
+}
+
+// insecure reports whether a registry is in a list of hosts, host:ports and networks.
+func insecure(host string, list []string) bool {
+	name, _, err := net.SplitHostPort(host)
+	if err != nil {
+		name = strings.Trim(host, "[]")
+	}
+	addr, _ := netip.ParseAddr(name)
+	return slices.ContainsFunc(list, func(entry string) bool {
+		if network, err := netip.ParsePrefix(entry); err == nil {
+			return network.Contains(addr)
+		}
+		return entry == host || entry == name
+	})
 }
 
 // registryError translates what a registry answered into Docker's words.
@@ -109,7 +126,7 @@ func (e *Engine) Pull(ctx context.Context, ref, platform string, auth *registry.
 	}
 	defer func() { _ = done(context.WithoutCancel(ctx)) }() // leases expire by themselves
 
-	r := resolver(named, auth)
+	r := e.resolver(named, auth)
 	_, target, err := r.Resolve(ctx, named.String())
 	if err != nil {
 		return registryError(named, err)
@@ -262,7 +279,7 @@ func (e *Engine) Push(ctx context.Context, ref string, auth *registry.AuthConfig
 	if err != nil {
 		return err
 	}
-	if err := e.client.Push(ctx, named.String(), target, ctd.WithResolver(resolver(named, auth)), ctd.WithPlatformMatcher(platforms.Default())); err != nil {
+	if err := e.client.Push(ctx, named.String(), target, ctd.WithResolver(e.resolver(named, auth)), ctd.WithPlatformMatcher(platforms.Default())); err != nil {
 		return registryError(named, err)
 	}
 	for _, l := range i.manifest.Layers {
@@ -318,7 +335,7 @@ func (e *Engine) Distribution(ctx context.Context, ref string, auth *registry.Au
 	if err != nil {
 		return nil, model.Errorf(model.Invalid, "invalid reference format: %w", err)
 	}
-	r := resolver(named, auth)
+	r := e.resolver(named, auth)
 	name, target, err := r.Resolve(ctx, named.String())
 	if err != nil {
 		return nil, registryError(named, err)

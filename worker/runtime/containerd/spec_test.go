@@ -36,7 +36,7 @@ func TestInside(t *testing.T) {
 			name: "environment", script: "echo $A $B $PATH", cfg: container.Config{Env: []string{"A=1", "B=two words"}},
 			want: "1 two words /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		},
-		{name: "hostname", script: "hostname; cat /etc/hostname; echo $HOSTNAME", cfg: container.Config{Hostname: "hive"}, want: "hive\n"},
+		{name: "hostname", script: "echo $(hostname)=$(cat /etc/hostname)=$HOSTNAME", cfg: container.Config{Hostname: "hive"}, want: "hive=hive=hive"},
 		{name: "domain name", script: "cat /proc/sys/kernel/domainname", cfg: container.Config{Domainname: "example.org"}, want: "example.org"},
 		{name: "entrypoint", script: "x", cfg: container.Config{Entrypoint: []string{"echo", "entry"}}, want: "entry sh -c x"},
 		{name: "working directory is made", script: "pwd", cfg: container.Config{WorkingDir: "/made/here"}, want: "/made/here"},

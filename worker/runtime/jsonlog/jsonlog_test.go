@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"github.com/skep-dev/skep/worker/runtime/jsonlog"
@@ -48,19 +51,28 @@ func FuzzAppend(f *testing.F) {
 
 func TestSplitterKeepsBytes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		chunks := rapid.SliceOf(rapid.SliceOfN(rapid.SampledFrom([]byte("ab\n")), 0, 40000)).Draw(t, "chunks")
+		size := rapid.SampledFrom([]int{8, 40000}).Draw(t, "size")
+		chunks := rapid.SliceOf(rapid.SliceOfN(rapid.SampledFrom([]byte("ab\n")), 0, size)).Draw(t, "chunks")
 		var s jsonlog.Splitter
 		var got []byte
-		add := func(e jsonlog.Entry) {
+		var pending []jsonlog.Entry // of one chunk: they are used when the chunk was taken, not before
+		add := func(e jsonlog.Entry) { pending = append(pending, e) }
+		use := func(e jsonlog.Entry) {
 			if len(e.Data) == 0 || len(e.Data) > jsonlog.MaxLine || bytes.Contains(e.Data[:len(e.Data)-1], []byte("\n")) {
 				t.Fatalf("entry of %d bytes: %.40q", len(e.Data), e.Data)
 			}
 			got = append(got, e.Data...)
 		}
-		for _, c := range chunks {
+		for _, c := range append(chunks, nil) {
 			s.Push(c, time.Unix(0, 0), add)
+			if c == nil {
+				s.Flush(time.Unix(0, 0), add)
+			}
+			for _, e := range pending {
+				use(e)
+			}
+			pending = pending[:0]
 		}
-		s.Flush(time.Unix(0, 0), add)
 		if want := bytes.Join(chunks, nil); !bytes.Equal(got, want) {
 			t.Fatalf("%d bytes of %d", len(got), len(want))
 		}
@@ -151,6 +163,139 @@ func TestFollowAcrossRotation(t *testing.T) {
 	}
 	if d := cmp.Diff(want.String(), <-got); d != "" {
 		t.Error(d)
+	}
+}
+
+// TestReadDuringRotations reads again and again while the writer rotates as fast as it
+// can: every reading is a piece of the log without a gap or a line twice.
+func TestReadDuringRotations(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	w, err := jsonlog.Open(jsonlog.Config{Path: path, MaxSize: 700, MaxFiles: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-end:
+				return
+			default:
+			}
+			write(t, w, i, i+1)
+		}
+	})
+	for range 300 {
+		last := -1
+		err := jsonlog.Read(t.Context(), path, jsonlog.Options{Tail: -1}, func(e jsonlog.Entry) error {
+			n := int(e.Time.Unix())
+			if last >= 0 && n != last+1 {
+				return fmt.Errorf("line %d after line %d", n, last)
+			}
+			last = n
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(end)
+	wg.Wait()
+}
+
+// TestFollowDuringRotations: a reader that follows misses nothing that is not dropped,
+// however often it finds the files in the middle of a rotation.
+func TestFollowDuringRotations(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	w, err := jsonlog.Open(jsonlog.Config{Path: path, MaxSize: 700, MaxFiles: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const n = 1500
+	end := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		write(t, w, 0, n)
+		close(end)
+	})
+	want := 0
+	err = jsonlog.Read(t.Context(), path, jsonlog.Options{Tail: -1, Follow: end}, func(e jsonlog.Entry) error {
+		if got := int(e.Time.Unix()); got != want {
+			return fmt.Errorf("line %d instead of %d", got, want)
+		}
+		want++
+		return nil
+	})
+	if err != nil || want != n {
+		t.Errorf("%d lines, %v", want, err)
+	}
+	wg.Wait()
+}
+
+// TestCrashInRotation: a file missing in the row hides none of the others, and writing goes on.
+func TestCrashInRotation(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	w, err := jsonlog.Open(jsonlog.Config{Path: path, MaxSize: 210, MaxFiles: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, w, 0, 8)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// What is there when the writer dies between two of its renames.
+	for _, n := range []string{".2", ".1"} {
+		if err := os.Rename(path+n, path+"."+string(n[1]+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	want := "line 0 line 1 line 2 line 3 line 4 line 5 line 6 line 7"
+	if d := cmp.Diff(want, lines(t, path, jsonlog.Options{Tail: -1})); d != "" {
+		t.Error(d)
+	}
+	if w, err = jsonlog.Open(jsonlog.Config{Path: path, MaxSize: 210, MaxFiles: 4}); err != nil {
+		t.Fatal(err)
+	}
+	write(t, w, 8, 9)
+	if d := cmp.Diff(want+" line 8", lines(t, path, jsonlog.Options{Tail: -1})); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestDiskFull: what did not fit is gone, what comes after is whole.
+func TestDiskFull(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount a small file system")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8k"); err != nil {
+		t.Skipf("needs a tmpfs: %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	path := filepath.Join(dir, "log")
+	w, err := jsonlog.Open(jsonlog.Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	big := bytes.Repeat([]byte("x"), 3000)
+	full := false
+	for range 4 {
+		full = w.Write(jsonlog.Entry{Data: append(big, '\n')}) != nil || full
+	}
+	if !full {
+		t.Fatal("the disk took everything")
+	}
+	if err := w.Write(jsonlog.Entry{Data: []byte("small\n")}); err != nil {
+		t.Fatal(err)
+	}
+	want := strings.Repeat(string(big)+" ", 2) + "small"
+	if d := cmp.Diff(want, lines(t, path, jsonlog.Options{Tail: -1})); d != "" {
+		t.Errorf("%.200s", d)
 	}
 }
 

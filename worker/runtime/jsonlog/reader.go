@@ -9,6 +9,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -53,11 +57,7 @@ func (r *reader) read() error {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		for _, f := range files {
-			_ = f.Close() // only read from
-		}
-	}()
+	defer func() { closeAll(files) }()
 	skip := 0
 	if r.opts.Tail >= 0 {
 		if skip, err = r.countBefore(files); err != nil {
@@ -80,45 +80,85 @@ func (r *reader) read() error {
 	return r.follow(last, func(f *os.File) { files = append(files, f) })
 }
 
-// open opens every file of the log, oldest first. A rotation in between is noticed by
-// finding the same file twice, and then everything is opened anew.
+// settleTime is how long a rotation may take; longer, its gaps are what a crash left.
+const settleTime = 200 * time.Millisecond
+
+// open opens every file of the log, oldest first. While a rotation is going on names are
+// missing or change hands; then everything is opened anew.
 func (r *reader) open() ([]*os.File, error) {
-	for {
-		var files []*os.File
-		for i := 0; ; i++ {
-			f, err := os.Open(numbered(r.path, i))
-			if errors.Is(err, fs.ErrNotExist) {
-				break
-			}
-			if err != nil {
-				return nil, fmt.Errorf("open log: %w", err)
-			}
-			files = append([]*os.File{f}, files...)
+	for deadline := time.Now().Add(settleTime); ; time.Sleep(time.Millisecond) {
+		files, settled, err := r.openOnce()
+		if err != nil || settled || time.Now().After(deadline) {
+			return files, err
 		}
-		if !repeats(files) {
-			return files, nil
-		}
-		for _, f := range files {
-			_ = f.Close() // only read from
-		}
+		closeAll(files)
 	}
 }
 
-func repeats(files []*os.File) bool {
-	var seen []os.FileInfo
+func closeAll(files []*os.File) {
 	for _, f := range files {
-		info, err := f.Stat()
-		if err != nil {
-			return false
-		}
-		for _, s := range seen {
-			if os.SameFile(s, info) {
-				return true
-			}
-		}
-		seen = append(seen, info)
+		_ = f.Close() // only read from
 	}
-	return false
+}
+
+// openOnce reports whether what it opened is the whole log as it was at one moment.
+func (r *reader) openOnce() (files []*os.File, settled bool, err error) {
+	numbers, err := r.numbers()
+	if err != nil {
+		return nil, false, err
+	}
+	settled = true
+	var seen []os.FileInfo
+	for _, n := range numbers {
+		f, err := os.Open(numbered(r.path, n))
+		if errors.Is(err, fs.ErrNotExist) {
+			settled = false
+			continue
+		}
+		if err == nil {
+			var info os.FileInfo
+			if info, err = f.Stat(); err == nil && slices.ContainsFunc(seen, func(s os.FileInfo) bool { return os.SameFile(s, info) }) {
+				settled = false
+				_ = f.Close() // only read from
+				continue
+			}
+			seen = append(seen, info)
+			files = append(files, f)
+		}
+		if err != nil {
+			closeAll(files)
+			return nil, false, fmt.Errorf("open log: %w", err)
+		}
+	}
+	for i, n := range numbers {
+		now, err := os.Stat(numbered(r.path, n))
+		if n != len(numbers)-1-i || !settled || err != nil || !os.SameFile(now, seen[i]) {
+			return files, false, nil //nolint:nilerr // renamed meanwhile
+		}
+	}
+	return files, true, nil
+}
+
+// numbers lists the numbers of the log's files, the oldest file's first.
+func (r *reader) numbers() ([]int, error) {
+	entries, err := os.ReadDir(filepath.Dir(r.path))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list log files: %w", err)
+	}
+	var out []int
+	for _, e := range entries {
+		rest, ok := strings.CutPrefix(e.Name(), filepath.Base(r.path))
+		if ok && rest == "" {
+			out = append(out, 0)
+			continue
+		}
+		text, dotted := strings.CutPrefix(rest, ".")
+		if n, err := strconv.Atoi(text); ok && dotted && err == nil && n > 0 {
+			out = append(out, n)
+		}
+	}
+	slices.SortFunc(out, func(a, b int) int { return b - a })
+	return out, nil
 }
 
 // countBefore returns how many entries come before the last Tail ones.
@@ -241,35 +281,70 @@ func (r *reader) follow(t *tailFile, opened func(*os.File)) error {
 
 // rotated reports whether path is another file by now.
 func (r *reader) rotated(t *tailFile) bool {
-	now, err := os.Stat(r.path)
-	if err != nil {
-		return false // in the middle of a rotation, or removed
-	}
-	have, err := t.file.Stat()
-	return err == nil && !os.SameFile(now, have)
+	_, err := os.Stat(r.path)
+	return err == nil && !t.is(r.path) // else in the middle of a rotation, or removed
 }
 
 // next opens the file that follows t, the oldest if t was dropped since. It returns
 // nil when there is none yet.
 func (r *reader) next(t *tailFile) (*os.File, error) {
-	successor := 0
-	for i := 1; t != nil; i++ {
-		now, err := os.Stat(numbered(r.path, i))
+	for t != nil {
+		n, err := r.number(t)
 		if err != nil {
+			return nil, err
+		}
+		if n < 0 {
 			break
 		}
-		successor = i
-		if have, err := t.file.Stat(); err == nil && os.SameFile(now, have) {
-			successor = i - 1
-			break
+		if n == 0 {
+			return nil, nil
+		}
+		// A rotation moves older files first: as long as t keeps its number, the one
+		// below belongs to its successor.
+		f, err := os.Open(numbered(r.path, n-1))
+		if !t.is(numbered(r.path, n)) {
+			if err == nil {
+				_ = f.Close() // of another time
+			}
+			continue
+		}
+		if errors.Is(err, fs.ErrNotExist) { // in the middle of a rotation
+			return nil, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open log: %w", err)
+		}
+		return f, nil
+	}
+	files, err := r.open()
+	if err != nil || len(files) == 0 {
+		return nil, err
+	}
+	closeAll(files[1:])
+	return files[0], nil
+}
+
+// number finds the number that t has now, -1 if it was dropped. Numbers only grow, so
+// looking upward cannot miss it.
+func (r *reader) number(t *tailFile) (int, error) {
+	numbers, err := r.numbers()
+	if err != nil || len(numbers) == 0 {
+		return -1, err
+	}
+	for n := range numbers[0] + 2 {
+		if t.is(numbered(r.path, n)) {
+			return n, nil
 		}
 	}
-	f, err := os.Open(numbered(r.path, successor))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	return -1, nil
+}
+
+// is reports whether path is t's file.
+func (t *tailFile) is(path string) bool {
+	now, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
+		return false
 	}
-	return f, nil
+	have, err := t.file.Stat()
+	return err == nil && os.SameFile(now, have)
 }

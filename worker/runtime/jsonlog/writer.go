@@ -31,10 +31,11 @@ type Config struct {
 type Writer struct {
 	cfg Config
 
-	mu   sync.Mutex
-	file *os.File
-	size int64
-	buf  []byte
+	mu     sync.Mutex
+	file   *os.File // nil when closed, or when a rotation failed
+	size   int64
+	buf    []byte
+	closed bool
 }
 
 // Open opens a log for appending, creating it if need be.
@@ -91,21 +92,30 @@ func (w *Writer) Write(entries ...Entry) error {
 	return err
 }
 
-// flush writes the first n bytes of the buffer.
+// flush writes the first n bytes of the buffer. What does not fit on the disk is lost, but
+// leaves no half of a line for the next to continue.
 func (w *Writer) flush(n int) error {
 	if n == 0 {
 		return nil
 	}
-	if w.file == nil {
+	if w.closed {
 		return os.ErrClosed
 	}
-	k, err := w.file.Write(w.buf[:n])
-	w.size += int64(k)
-	w.buf = append(w.buf[:0], w.buf[n:]...)
-	if err != nil {
-		return fmt.Errorf("write log: %w", err)
+	if w.file == nil { // a rotation went wrong half-way
+		if err := w.open(); err != nil {
+			return err
+		}
 	}
-	return nil
+	k, err := w.file.Write(w.buf[:n])
+	w.buf = append(w.buf[:0], w.buf[n:]...)
+	if err == nil {
+		w.size += int64(k)
+		return nil
+	}
+	if k > 0 {
+		err = errors.Join(err, w.file.Truncate(w.size))
+	}
+	return fmt.Errorf("write log: %w", err)
 }
 
 // rotate shifts path.1 to path.2 and so on, drops the oldest file and begins a new one.
@@ -140,6 +150,7 @@ func numbered(path string, i int) string {
 func (w *Writer) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.closed = true
 	if w.file == nil {
 		return nil
 	}
@@ -156,7 +167,8 @@ type Splitter struct {
 }
 
 // Push takes p, as read at time now, and calls write with the entries it completes.
-// What has no newline yet stays until more comes or Flush.
+// What has no newline yet stays until more comes or Flush. An entry's data may be part of
+// p: it is valid as long as p does not change.
 func (s *Splitter) Push(p []byte, now time.Time, write func(Entry)) {
 	for len(p) > 0 {
 		i := bytes.IndexByte(p, '\n') + 1
@@ -174,9 +186,9 @@ func (s *Splitter) Push(p []byte, now time.Time, write func(Entry)) {
 		}
 		if len(s.rest) > 0 {
 			line = append(s.rest, line...)
+			s.rest = nil // it is the entry's now
 		}
 		write(Entry{Time: now, Stderr: s.Stderr, Data: line})
-		s.rest = s.rest[:0]
 	}
 }
 
