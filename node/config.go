@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/skep-dev/skep/worker/agent"
 	"github.com/skep-dev/skep/worker/runtime"
 )
 
@@ -34,6 +35,8 @@ type Config struct {
 	Version, Commit, BuildTime string
 	// Engine runs the containers. Required.
 	Engine runtime.Engine
+	// Networks programs the swarm's networks; nil for a node without them.
+	Networks agent.Networks
 	// Reload receives a value when the configuration shall be read again. It may be nil.
 	Reload     <-chan struct{}
 	Log        *slog.Logger

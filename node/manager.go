@@ -107,6 +107,7 @@ func (r *managerRole) register(m *member) {
 		api.RegisterNodeCAServer(s, authority)
 		api.RegisterDispatcherServer(s, dispatch)
 		api.RegisterResourceAllocatorServer(s, dispatch)
+		skepv1.RegisterNetworksServer(s, dispatch.Networks())
 		api.RegisterLogBrokerServer(s, broker)
 		api.RegisterLogsServer(s, broker)
 		api.RegisterControlServer(s, control)

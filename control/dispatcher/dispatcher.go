@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/control/replica"
 	"github.com/skep-dev/skep/core/model"
 )
@@ -60,6 +61,7 @@ type Dispatcher struct {
 
 	cfg      Config
 	sessions prometheus.Gauge
+	networks *networks
 
 	mu sync.Mutex
 	// term is nil while not leading.
@@ -100,11 +102,16 @@ func New(cfg Config) *Dispatcher {
 			Name: "skep_dispatcher_sessions", Help: "Nodes with a session on this manager.",
 		}),
 	}
+	d.networks = &networks{d: d}
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(d.sessions)
 	}
 	return d
 }
+
+// Networks is the service that tells nodes about the swarm's networks; it works while Run
+// runs.
+func (d *Dispatcher) Networks() skepv1.NetworksServer { return d.networks }
 
 // Run dispatches for one term of leadership, until ctx ends.
 func (d *Dispatcher) Run(ctx context.Context) error {
@@ -117,7 +124,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		wake:    make(chan struct{}, 1),
 		room:    make(chan struct{}),
 	}
-	cursor := d.cfg.State.Follow()
+	cursor, forNetworks := d.cfg.State.Follow(), d.cfg.State.Follow()
 	if err := d.markUnknown(ctx); err != nil {
 		return endOf(ctx, err)
 	}
@@ -126,9 +133,10 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	d.mu.Unlock()
 	defer d.close(t)
 	var group sync.WaitGroup
-	errs := make(chan error, 3)
+	errs := make(chan error, 4)
 	for _, loop := range []func(context.Context, *term) error{
 		func(ctx context.Context, t *term) error { return d.follow(ctx, t, cursor) },
+		func(ctx context.Context, _ *term) error { return d.networks.follow(ctx, forNetworks) },
 		d.write,
 		d.expire,
 	} {

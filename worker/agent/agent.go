@@ -23,7 +23,8 @@ type Engine interface {
 	Puller
 }
 
-// Config is what an Agent works with. All fields are required but Registerer.
+// Config is what an Agent works with. All fields are required but Networks and
+// Registerer.
 type Config struct {
 	NodeID   string
 	Hostname string
@@ -35,6 +36,8 @@ type Config struct {
 	Connect func(ctx context.Context) (conn grpc.ClientConnInterface, done func(ok bool), err error)
 	// Describe returns the node's description.
 	Describe func(ctx context.Context) (*api.NodeDescription, error)
+	// Networks programs the swarm's networks. Nil for a node that can run no task of them.
+	Networks Networks
 	// OnSession hears every message of the session: managers, the node itself, the root.
 	OnSession  func(*api.SessionMessage)
 	Log        *slog.Logger

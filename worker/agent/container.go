@@ -35,7 +35,7 @@ func (w *worker) convert(task *api.Task) (*runtime.CreateOptions, error) {
 	if err != nil {
 		return nil, err
 	}
-	mode, err := networkMode(task)
+	mode, networking, err := attachments(task)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func (w *worker) convert(task *api.Task) (*runtime.CreateOptions, error) {
 	if host.Mounts, err = mounts(spec.GetMounts()); err != nil {
 		return nil, err
 	}
-	return &runtime.CreateOptions{Name: lifecycle.TaskName(task), Config: config, HostConfig: host, Files: files}, nil
+	return &runtime.CreateOptions{Name: lifecycle.TaskName(task), Config: config, HostConfig: host, Networking: networking, Files: files}, nil
 }
 
 // labels returns the container's labels; those of the system win.
@@ -114,9 +114,11 @@ func (w *worker) labels(task *api.Task, spec *api.ContainerSpec) map[string]stri
 	return labels
 }
 
-// networkMode returns Docker's network mode for a task's attachments.
-func networkMode(task *api.Task) (string, error) {
+// attachments returns Docker's network mode for a task's attachments, and the networks of
+// the swarm that its container is connected to besides.
+func attachments(task *api.Task) (string, *network.NetworkingConfig, error) {
 	mode := "bridge"
+	endpoints := map[string]*network.EndpointSettings{}
 	for _, a := range task.GetNetworks() {
 		name := a.GetNetwork().GetSpec().GetAnnotations().GetName()
 		driver := a.GetNetwork().GetDriverState().GetName()
@@ -125,11 +127,45 @@ func networkMode(task *api.Task) (string, error) {
 			mode = name
 		case driver == "host" || driver == "bridge":
 			mode = driver
+		case driver == "overlay":
+			e, err := endpoint(a)
+			if err != nil {
+				return "", nil, err
+			}
+			endpoints[name] = e
 		default:
-			return "", model.Errorf(model.Unimplemented, "network %s: overlay networks are not implemented by skep yet", name)
+			return "", nil, model.Errorf(model.Unimplemented, "network %s: the driver %s is not implemented by skep", name, driver)
 		}
 	}
-	return mode, nil
+	if len(endpoints) == 0 {
+		return mode, nil, nil
+	}
+	if mode != "bridge" {
+		return "", nil, model.Errorf(model.Invalid, "a container on the network %s can be on no other", mode)
+	}
+	return mode, &network.NetworkingConfig{EndpointsConfig: endpoints}, nil
+}
+
+// endpoint describes one attachment with the address that the swarm gave.
+func endpoint(a *api.NetworkAttachment) (*network.EndpointSettings, error) {
+	e := &network.EndpointSettings{
+		NetworkID: a.GetNetwork().GetId(), Aliases: a.GetAliases(), DriverOpts: a.GetDriverAttachmentOpts(), IPAMConfig: &network.EndpointIPAMConfig{},
+	}
+	for _, text := range a.GetAddresses() {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, model.Errorf(model.Invalid, "network %s: address %q is not in CIDR form", a.GetNetwork().GetSpec().GetAnnotations().GetName(), text)
+		}
+		if p.Addr().Is4() {
+			e.IPAMConfig.IPv4Address, e.IPPrefixLen = p.Addr(), p.Bits()
+		} else {
+			e.IPAMConfig.IPv6Address, e.GlobalIPv6PrefixLen = p.Addr(), p.Bits()
+		}
+	}
+	if !e.IPAMConfig.IPv4Address.IsValid() {
+		return nil, model.Errorf(model.Unavailable, "network %s: the swarm gave the task no address", a.GetNetwork().GetSpec().GetAnnotations().GetName())
+	}
+	return e, nil
 }
 
 // hostPorts returns the ports that the task publishes on its own node.
@@ -137,7 +173,7 @@ func hostPorts(task *api.Task) (network.PortSet, network.PortMap, error) {
 	exposed, bindings := network.PortSet{}, network.PortMap{}
 	for _, p := range task.GetEndpoint().GetSpec().GetPorts() {
 		if p.GetPublishMode() != api.PortConfig_HOST {
-			return nil, nil, model.Errorf(model.Unimplemented, "port %d: the routing mesh is not implemented by skep yet; publish with mode=host", p.GetPublishedPort())
+			continue // the routing mesh publishes it
 		}
 		port, ok := network.PortFrom(uint16(p.GetTargetPort()), network.IPProtocol(strings.ToLower(p.GetProtocol().String())))
 		if !ok {

@@ -51,6 +51,9 @@ func (a *Agent) session(ctx context.Context, id *string) (registered bool, err e
 	g.run(func() error { return a.report(ctx, client, *id) })
 	g.run(func() error { return a.watchDescription(ctx, description) })
 	g.run(func() error { return a.logs(ctx, conn) })
+	if a.cfg.Networks != nil {
+		g.run(func() error { return a.networks(ctx, conn, *id) })
+	}
 	<-ctx.Done()
 	g.Wait()
 	return true, context.Cause(ctx)

@@ -397,6 +397,7 @@ func (m *managed) stop(ctx context.Context, task *api.Task) (*api.TaskStatus, er
 		return s, nil
 	}
 	if c.State.Running {
+		m.w.awaitWithdrawal(ctx, task)
 		if err := m.w.cfg.Engine.Stop(ctx, c.ID, "", nil); err != nil && !errors.Is(err, runtime.ErrNotModified) {
 			return nil, model.Wrap(model.Unavailable, err, "stop container")
 		}

@@ -36,7 +36,9 @@ type worker struct {
 	secrets map[string]*api.Secret
 	configs map[string]*api.Config
 	reports map[string]*api.TaskStatus // not yet sent, the latest of each task
-	changed chan struct{}              // closed and replaced when a task came, went or started
+	// withdrawn are the tasks that no node leads connections to any longer.
+	withdrawn map[string]bool
+	changed   chan struct{} // closed and replaced when a task came, went, started or was withdrawn
 }
 
 // newWorker returns a worker whose tasks' loops end with ctx.
@@ -51,6 +53,8 @@ func newWorker(ctx context.Context, cfg *Config, db *database) *worker {
 		configs:  map[string]*api.Config{},
 		reports:  map[string]*api.TaskStatus{},
 		changed:  make(chan struct{}),
+
+		withdrawn: map[string]bool{},
 	}
 	w.start = func(m *managed) { w.group.Go(func() { m.run(ctx) }) }
 	return w
@@ -181,6 +185,7 @@ func (w *worker) finished(id string) {
 	defer w.mu.Unlock()
 	delete(w.tasks, id)
 	delete(w.reports, id)
+	delete(w.withdrawn, id)
 	w.notify()
 }
 

@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/api/skepv1"
+)
+
+// Networks makes this node's kernel match what the swarm says of its networks.
+type Networks interface {
+	// Apply takes an update over and returns nil when the kernel matches it. Updates come in
+	// order, from one goroutine; one without content only has the kernel checked.
+	Apply(ctx context.Context, u *skepv1.NetworkUpdate) error
+}
+
+const (
+	// withdrawWait bounds how long a task that is to stop runs on for other nodes to lead
+	// their connections elsewhere.
+	withdrawWait = 5 * time.Second
+	// programAgain is the pause before an update that failed is tried again.
+	programAgain = time.Second
+)
+
+// networks applies what the manager says of networks and reports what was programmed. A
+// manager that does not know the service (Docker's) has no such networks for this node.
+func (a *Agent) networks(ctx context.Context, conn grpc.ClientConnInterface, session string) error {
+	client := skepv1.NewNetworksClient(conn)
+	stream, err := client.Watch(ctx, &skepv1.WatchNetworksRequest{SessionId: session})
+	if err != nil {
+		return err
+	}
+	updates := make(chan *skepv1.NetworkUpdate)
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			u, err := stream.Recv()
+			if err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case updates <- u:
+			case <-ctx.Done():
+				ended <- ctx.Err()
+				return
+			}
+		}
+	}()
+	var again <-chan time.Time
+	var version uint64
+	for {
+		u := &skepv1.NetworkUpdate{Version: version}
+		select {
+		case err := <-ended:
+			if status.Code(err) == codes.Unimplemented {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return err
+		case u = <-updates:
+			version = u.GetVersion()
+		case <-again:
+		}
+		again = nil
+		a.worker.withdraw(u.GetComplete(), u.GetWithdrawn())
+		report := &skepv1.ProgrammedRequest{SessionId: session, Version: version}
+		if err := a.cfg.Networks.Apply(ctx, u); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			a.cfg.Log.Warn("networks not programmed, trying again", slog.Any("error", err))
+			report.Version, report.Error = 0, err.Error()
+			again = time.After(programAgain)
+		}
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		_, err := client.Programmed(call, report)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// withdraw notes the tasks that no node leads connections to any longer; all is set when
+// they are the only ones.
+func (w *worker) withdraw(all bool, ids []string) {
+	if len(ids) == 0 && !all {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if all {
+		clear(w.withdrawn)
+	}
+	for _, id := range ids {
+		w.withdrawn[id] = true
+	}
+	w.notify()
+}
+
+// awaitWithdrawal waits until a task may be stopped without anybody losing a request, for a
+// bounded time: a swarm without leader must not keep a task from stopping.
+func (w *worker) awaitWithdrawal(ctx context.Context, task *api.Task) {
+	if w.cfg.Networks == nil || !spansNodes(task) {
+		return
+	}
+	late := time.NewTimer(withdrawWait)
+	defer late.Stop()
+	for {
+		w.mu.Lock()
+		gone, changed := w.withdrawn[task.GetId()], w.changed
+		w.mu.Unlock()
+		if gone {
+			return
+		}
+		select {
+		case <-changed:
+		case <-late.C:
+			w.cfg.Log.Warn("task stops before all nodes know", slog.String("task_id", task.GetId()))
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// spansNodes reports whether a task has an endpoint in a network of the swarm.
+func spansNodes(task *api.Task) bool {
+	for _, a := range task.GetNetworks() {
+		if a.GetNetwork().GetDriverState().GetName() == "overlay" {
+			return true
+		}
+	}
+	return false
+}
