@@ -86,7 +86,7 @@ func (m *Map) Update(nodeID string, told *Told, keys []Key) *skepv1.NetworkUpdat
 			m.tellService(u, told, k.ID)
 		}
 	}
-	if len(u.GetRemovedNetworks()) > 0 {
+	if len(fresh)+len(u.GetRemovedNetworks()) > 0 {
 		m.forgetServices(u, told)
 	}
 	return u
@@ -119,7 +119,8 @@ func (m *Map) tellService(u *skepv1.NetworkUpdate, told *Told, id string) {
 	}
 }
 
-// forgetServices withdraws the services that a node knew through a network that it left.
+// forgetServices withdraws the services that a node knew through networks that it left, or
+// that are gone since it was last in them.
 func (m *Map) forgetServices(u *skepv1.NetworkUpdate, told *Told) {
 	for _, id := range sortedKeys(told.services) {
 		s := m.services[id]
