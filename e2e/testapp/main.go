@@ -1,6 +1,7 @@
 // Command testapp is the program inside the end-to-end tests' image. Its first argument
-// says what it does: serve answers HTTP with its host name, exit ends with a status after
-// a while, log prints numbered lines. It ends at once on SIGTERM.
+// says what it does: serve answers HTTP with its host name and its client's address, exit ends
+// with a status after a while, log prints numbered lines, load asks a URL and counts what
+// failed. It ends on SIGTERM, a server when it has answered what it was asked.
 package main
 
 import (
@@ -40,6 +41,8 @@ func run(ctx context.Context, args []string) error {
 		<-ctx.Done()
 	case "serve":
 		return serve(ctx, arg(0, ":80"))
+	case "load":
+		return load(ctx, arg(0, ""), arg(1, "10s"), arg(2, "500"))
 	case "exit":
 		status, err := strconv.Atoi(arg(0, "1"))
 		if err != nil {
@@ -74,15 +77,18 @@ func serve(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
-	s := &http.Server{Addr: addr, ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, "%s %s\n", host, os.Getenv("GREETING"))
+	s := &http.Server{Addr: addr, ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s %s %s\n", host, os.Getenv("GREETING"), r.RemoteAddr)
 	})}
+	stopped := make(chan error, 1)
 	go func() {
 		<-ctx.Done()
-		_ = s.Close()
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		stopped <- s.Shutdown(last)
 	}()
 	if err := s.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
-	return nil
+	return <-stopped
 }

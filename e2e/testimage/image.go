@@ -34,10 +34,8 @@ func Write(ctx context.Context, file string) error {
 	}
 	defer os.RemoveAll(dir)
 	app := filepath.Join(dir, "testapp")
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", app, "github.com/skep-dev/skep/e2e/testapp")
-	build.Env = append(build.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build testapp: %w\n%s", err, out)
+	if err := Build(ctx, app); err != nil {
+		return err
 	}
 	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return rootFS(app) })
 	if err != nil {
@@ -106,4 +104,14 @@ func rootFS(app string) (io.ReadCloser, error) {
 		return nil, err
 	}
 	return io.NopCloser(&b), w.Close()
+}
+
+// Build builds testapp as a static program.
+func Build(ctx context.Context, file string) error {
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", file, "github.com/skep-dev/skep/e2e/testapp")
+	build.Env = append(build.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build testapp: %w\n%s", err, out)
+	}
+	return nil
 }
