@@ -50,8 +50,8 @@ func (b *batch) add(u unit) (full bool) {
 func (b *batch) full() bool { return b.objects >= maxObjects || b.bytes >= maxBytes }
 
 // propose writes a batch as one entry, without the units whose view is stale by now,
-// whose keys it returns.
-func (m *Manager) propose(ctx context.Context, b *batch) (stale []string, err error) {
+// which it returns.
+func (m *Manager) propose(ctx context.Context, b *batch) (stale []*unit, err error) {
 	if len(b.units) == 0 {
 		return nil, nil
 	}
@@ -59,7 +59,7 @@ func (m *Manager) propose(ctx context.Context, b *batch) (stale []string, err er
 		for i := range b.units {
 			u := &b.units[i]
 			if !current(tx.Snapshot(), u) {
-				stale = append(stale, u.key)
+				stale = append(stale, u)
 				continue
 			}
 			if err := tx.Apply(u.changes); err != nil {

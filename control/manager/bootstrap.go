@@ -52,7 +52,7 @@ func (m *Manager) bootstrap(ctx context.Context) error {
 				Annotations:  &api.Annotations{Name: name, Labels: map[string]string{predefinedLabel: "true"}},
 				DriverConfig: &api.Driver{Name: name},
 			}}
-			if err := tx.Create(alloc.Network(n)); err != nil {
+			if err := tx.Create(alloc.Predefined(n)); err != nil {
 				return err
 			}
 		}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/control/replica"
-	"github.com/skep-dev/skep/core/alloc"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/orch"
 	"github.com/skep-dev/skep/core/store"
@@ -27,8 +26,7 @@ type services struct {
 	wakes                                 *agenda
 	// globals are the services that want a task on every node.
 	globals map[string]bool
-	// blocked are the services with tasks that alloc could not serve.
-	blocked map[string]bool
+	net     *networking
 	// ranSince says since when tasks that have ended had been running.
 	ranSince map[string]time.Time
 }
@@ -41,7 +39,7 @@ func (m *Manager) runServices(ctx context.Context) error {
 		if err := c.pass(ctx); err != nil {
 			return fmt.Errorf("decide about services: %w", err)
 		}
-		if c.dirtyServices.empty() && c.dirtyNodes.empty() && c.dirtyLoose.empty() {
+		if c.dirtyServices.empty() && c.dirtyNodes.empty() && c.dirtyLoose.empty() && c.net.idle() {
 			if err := c.wakes.wait(ctx, c.cursor.Changed()); err != nil {
 				return err
 			}
@@ -54,8 +52,10 @@ func (m *Manager) runServices(ctx context.Context) error {
 			continue
 		}
 		for _, e := range events {
+			c.net.note(e, c.cursor.Snapshot())
 			c.note(e)
 		}
+		c.wake()
 		for _, id := range c.wakes.due(time.Now()) {
 			c.mark(id)
 		}
@@ -66,9 +66,10 @@ func (m *Manager) runServices(ctx context.Context) error {
 func (c *services) restart() {
 	c.dirtyServices, c.dirtyNodes, c.dirtyLoose = newQueue(), newQueue(), newQueue()
 	c.wakes = newAgenda()
-	c.globals, c.blocked = make(map[string]bool), make(map[string]bool)
+	c.globals = make(map[string]bool)
 	c.ranSince = make(map[string]time.Time)
 	s := c.cursor.Snapshot()
+	c.net = newNetworking(s)
 	for service := range s.Services() {
 		c.dirtyServices.push(service.GetId())
 		if onEveryNode(service) {
@@ -94,11 +95,15 @@ func onEveryNode(s *api.Service) bool {
 
 // mark puts a service or node, whose wake has come, back in its queue.
 func (c *services) mark(id string) {
-	if c.cursor.Snapshot().Node(id) != nil {
+	switch s := c.cursor.Snapshot(); {
+	case s.Node(id) != nil:
 		c.dirtyNodes.push(id)
-		return
+		c.net.nodes.push(id)
+	case s.Network(id) != nil:
+		c.net.networks.push(id)
+	default:
+		c.dirtyServices.push(id)
 	}
-	c.dirtyServices.push(id)
 }
 
 // note marks what a change may matter to.
@@ -125,10 +130,6 @@ func (c *services) note(e model.Event) {
 			for s := range c.cursor.Snapshot().Services() {
 				c.dirtyServices.push(s.GetId())
 			}
-		}
-	case model.Networks:
-		for id := range c.blocked {
-			c.dirtyServices.push(id)
 		}
 	}
 }
@@ -189,6 +190,12 @@ func (c *services) pass(ctx context.Context) error {
 	start := time.Now()
 	b := new(batch)
 	s := c.cursor.Snapshot()
+	for !b.full() && !c.net.networks.empty() {
+		c.decideNetwork(ctx, s, c.net.networks.pop(), b)
+	}
+	for !b.full() && !c.net.nodes.empty() {
+		c.decideAttachments(ctx, s, c.net.nodes.pop(), b)
+	}
 	for !b.full() && !c.dirtyNodes.empty() {
 		c.decideNode(s, c.dirtyNodes.pop(), start, b)
 	}
@@ -200,8 +207,9 @@ func (c *services) pass(ctx context.Context) error {
 	}
 	c.metrics.deciding.WithLabelValues("services").Observe(time.Since(start).Seconds())
 	stale, err := c.propose(ctx, b)
-	for _, id := range stale {
-		c.mark(id)
+	for _, u := range stale {
+		c.net.restore(s, u.changes)
+		c.mark(u.key)
 	}
 	return err
 }
@@ -214,8 +222,9 @@ func (c *services) decideService(ctx context.Context, s *store.Snapshot, id stri
 		RanSince: c.ranSince, NewID: c.newID, Limit: maxObjects,
 	}
 	var edited *api.Service
+	var unserved error
 	if service != nil {
-		if edited = alloc.Service(service); edited != nil {
+		if edited, unserved = c.net.Service(service); edited != nil {
 			v.Service = edited
 		}
 		v.Limit = min(maxObjects, max(1, maxBytes/(proto.Size(service)+1024)))
@@ -238,7 +247,7 @@ func (c *services) decideService(ctx context.Context, s *store.Snapshot, id stri
 	if edited != nil && !updates(plan, id) {
 		plan.Changes = append([]model.Change{{Kind: model.Update, Object: edited}}, plan.Changes...)
 	}
-	plan.Changes = c.allocate(s, v, plan.Changes, now)
+	plan.Changes = c.allocate(serviceView{id, v.Service, unserved, v.Tasks}, plan.Changes, now)
 	for _, n := range plan.Notes {
 		c.log.LogAttrs(ctx, slog.LevelDebug, "service decision", slog.String("service_id", id),
 			slog.String("subject_id", n.Subject), slog.String("reason", n.Text))
@@ -271,54 +280,6 @@ func (c *services) logUpdateStatus(ctx context.Context, old *api.Service, p mode
 	c.log.LogAttrs(ctx, slog.LevelInfo, "service update changed", slog.String("service_id", old.GetId()),
 		slog.String("service", s.GetSpec().GetAnnotations().GetName()),
 		slog.String("state", s.GetUpdateStatus().GetState().String()), slog.String("reason", s.GetUpdateStatus().GetMessage()))
-}
-
-// allocate serves the new tasks of a plan, and older ones that had to wait.
-func (c *services) allocate(s *store.Snapshot, v orch.View, changes []model.Change, now time.Time) []model.Change {
-	networks := networksOf(s)
-	delete(c.blocked, v.ServiceID)
-	touched := make(map[string]bool, len(changes))
-	service := v.Service
-	for _, change := range changes {
-		switch o := change.Object.(type) {
-		case *api.Service:
-			service = o
-		case *api.Task:
-			touched[o.GetId()] = true
-			if change.Kind == model.Create {
-				alloc.Task(o, service, networks, now)
-				if o.GetStatus().GetErr() != "" {
-					c.blocked[v.ServiceID] = true
-				}
-			}
-		}
-	}
-	for _, t := range v.Tasks {
-		if touched[t.GetId()] || t.GetStatus().GetState() != api.TaskState_NEW || t.GetDesiredState() > api.TaskState_COMPLETE {
-			continue
-		}
-		if len(changes) >= maxObjects {
-			c.wakes.set(v.ServiceID, now)
-			break
-		}
-		t = model.Clone(t)
-		if alloc.Task(t, service, networks, now) {
-			changes = append(changes, model.Change{Kind: model.Update, Object: t})
-		}
-		if t.GetStatus().GetErr() != "" {
-			c.blocked[v.ServiceID] = true
-		}
-	}
-	return changes
-}
-
-func networksOf(s *store.Snapshot) alloc.Networks {
-	return func(idOrName string) *api.Network {
-		if n := s.Network(idOrName); n != nil {
-			return n
-		}
-		return s.Network(s.IDByName(model.Networks, idOrName))
-	}
 }
 
 // decideNode asks which tasks a node must give up.
@@ -356,7 +317,9 @@ func (c *services) decideLoose(s *store.Snapshot, id string, now time.Time, b *b
 		return
 	}
 	t = model.Clone(t)
-	if alloc.Task(t, nil, networksOf(s), now) {
+	changed, err := c.net.Task(t, nil, nil, now)
+	c.net.settle(model.Tasks, id, err)
+	if changed {
 		b.add(unit{key: id, changes: []model.Change{{Kind: model.Update, Object: t}}})
 	}
 }

@@ -1,9 +1,8 @@
 package ops
 
 import (
-	"strings"
-
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/alloc"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
 )
@@ -15,7 +14,7 @@ type portKey struct {
 }
 
 // validateEndpoint checks the ports of one spec.
-func (o *Ops) validateEndpoint(e *api.EndpointSpec) error {
+func validateEndpoint(e *api.EndpointSpec) error {
 	published := make(map[portKey]bool)
 	for _, p := range e.GetPorts() {
 		ingress := p.GetPublishMode() == api.PortConfig_INGRESS
@@ -31,19 +30,12 @@ func (o *Ops) validateEndpoint(e *api.EndpointSpec) error {
 		}
 		published[key] = true
 	}
-	for _, p := range e.GetPorts() {
-		if p.GetPublishMode() == api.PortConfig_INGRESS && !o.features.Mesh {
-			protocol := strings.ToLower(p.GetProtocol().String())
-			return model.Errorf(model.Unimplemented, "port %d:%d/%s: the routing mesh (publish mode ingress) is not implemented by skep yet; publish on the tasks' own nodes instead: --publish mode=host,target=%d,published=%d,protocol=%s",
-				p.GetPublishedPort(), p.GetTargetPort(), protocol, p.GetTargetPort(), p.GetPublishedPort(), protocol)
-		}
-	}
 	return nil
 }
 
 // checkPorts refuses ports that another service's ingress ports, or for ingress ports
 // any other service, already use.
-func (o *Ops) checkPorts(s *store.Snapshot, e *api.EndpointSpec, id string) error {
+func checkPorts(s *store.Snapshot, e *api.EndpointSpec, id string) error {
 	wanted := make(map[portKey]api.PortConfig_PublishMode)
 	for _, p := range e.GetPorts() {
 		if p.GetPublishedPort() != 0 {
@@ -83,11 +75,11 @@ func portConflict(wanted map[portKey]api.PortConfig_PublishMode, p *api.PortConf
 }
 
 // checkService checks a valid spec against the rest of the state.
-func (o *Ops) checkService(s *store.Snapshot, spec *api.ServiceSpec, id string) error {
-	if err := o.checkNetworks(s, spec); err != nil {
+func checkService(s *store.Snapshot, spec *api.ServiceSpec, id string) error {
+	if err := checkNetworks(s, spec); err != nil {
 		return err
 	}
-	if err := o.checkPorts(s, spec.GetEndpoint(), id); err != nil {
+	if err := checkPorts(s, spec.GetEndpoint(), id); err != nil {
 		return err
 	}
 	c := spec.GetTask().GetContainer()
@@ -105,21 +97,24 @@ func networksOf(spec *api.ServiceSpec) []*api.NetworkAttachmentConfig {
 	return spec.GetNetworks() //nolint:staticcheck // old clients still send the deprecated list
 }
 
-func (o *Ops) checkNetworks(s *store.Snapshot, spec *api.ServiceSpec) error {
+func checkNetworks(s *store.Snapshot, spec *api.ServiceSpec) error {
+	ingress := publishesIngress(spec)
 	for _, a := range networksOf(spec) {
 		n := s.Network(a.GetTarget())
 		if n == nil {
 			return notFound("network", a.GetTarget())
 		}
 		name := n.GetSpec().GetAnnotations().GetName()
-		switch {
-		case isIngress(n):
+		switch host := isPredefined(n) && n.GetSpec().GetDriverConfig().GetName() == "host"; {
+		case alloc.Ingress(n):
 			return invalid("Service cannot be explicitly attached to the ingress network %q", name)
-		case !o.features.Overlay && !isPredefined(n):
-			return model.Errorf(model.Unimplemented, "network %s: services on overlay networks are not implemented by skep yet; leave --network away, or use the host network", name)
+		case host && len(networksOf(spec)) > 1:
+			return invalid("a service on the host network has the network of its node and cannot be attached to others")
+		case host && ingress:
+			return invalid("EndpointSpec: a service on the host network cannot publish ports with ingress mode: it listens on its nodes itself")
 		}
 	}
-	if o.features.Mesh && publishesIngress(spec) && ingressNetwork(s) == nil {
+	if ingress && ingressNetwork(s) == nil {
 		return model.Errorf(model.Precondition, "service needs ingress network, but no ingress network is present")
 	}
 	return nil

@@ -56,10 +56,10 @@ func fill(t *testing.T, objects ...model.Object) *replica.Memory {
 	return state
 }
 
-func newOps(t *testing.T, features ops.Features, m members, objects ...model.Object) (*ops.Ops, *replica.Memory) {
+func newOps(t *testing.T, m members, objects ...model.Object) (*ops.Ops, *replica.Memory) {
 	t.Helper()
 	state := fill(t, objects...)
-	return ops.New(ops.Config{State: state, Membership: m, Features: features, Random: new(zeros)}), state
+	return ops.New(ops.Config{State: state, Membership: m, Random: new(zeros)}), state
 }
 
 // spec returns a valid service spec with changes.

@@ -2,9 +2,11 @@ package ops
 
 import (
 	"context"
+	"strconv"
 	"strings"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/alloc"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
 )
@@ -16,15 +18,9 @@ func isPredefined(n *api.Network) bool {
 	return n.GetSpec().GetAnnotations().GetLabels()[predefinedLabel] == "true"
 }
 
-func isIngress(n *api.Network) bool {
-	a := n.GetSpec().GetAnnotations()
-	_, internal := a.GetLabels()["com.docker.swarm.internal"]
-	return n.GetSpec().GetIngress() || (internal && a.GetName() == "ingress")
-}
-
 func ingressNetwork(s *store.Snapshot) *api.Network {
 	for n := range s.Networks() {
-		if isIngress(n) {
+		if alloc.Ingress(n) {
 			return n
 		}
 	}
@@ -70,7 +66,7 @@ func (o *Ops) ListNetworks(_ context.Context, req *api.ListNetworksRequest) (*ap
 // CreateNetwork stores a network of the swarm.
 func (o *Ops) CreateNetwork(ctx context.Context, req *api.CreateNetworkRequest) (*api.CreateNetworkResponse, error) {
 	spec := model.Clone(req.GetSpec())
-	if err := o.validateNetwork(spec); err != nil {
+	if err := validateNetwork(spec); err != nil {
 		return nil, fail(err)
 	}
 	id, err := o.newID()
@@ -79,11 +75,14 @@ func (o *Ops) CreateNetwork(ctx context.Context, req *api.CreateNetworkRequest) 
 	}
 	n := &api.Network{Id: id, Spec: spec}
 	err = o.update(ctx, func(tx *store.Tx) error {
-		if other := ingressNetwork(tx.Snapshot()); other != nil && isIngress(n) {
+		if other := ingressNetwork(tx.Snapshot()); other != nil && alloc.Ingress(n) {
 			return model.Errorf(model.Exists, "ingress network (%s) is already present", other.GetId())
 		}
 		if tx.Snapshot().IDByName(model.Networks, spec.GetAnnotations().GetName()) != "" {
 			return model.Errorf(model.Internal, "name conflicts with an existing object")
+		}
+		if err := alloc.Conflict(spec, tx.Snapshot().Networks()); err != nil {
+			return err
 		}
 		return tx.Create(n)
 	})
@@ -93,21 +92,54 @@ func (o *Ops) CreateNetwork(ctx context.Context, req *api.CreateNetworkRequest) 
 	return &api.CreateNetworkResponse{Network: n}, nil
 }
 
-func (o *Ops) validateNetwork(spec *api.NetworkSpec) error {
+func validateNetwork(spec *api.NetworkSpec) error {
 	if spec == nil {
 		return invalid("no network spec given")
 	}
 	if err := validName(spec.GetAnnotations()); err != nil {
 		return err
 	}
-	if spec.GetIngress() && spec.GetAttachable() {
+	name := spec.GetAnnotations().GetName()
+	switch driver := spec.GetDriverConfig().GetName(); {
+	case spec.GetIngress() && spec.GetAttachable():
 		return invalid("ingress network cannot be attachable")
+	case spec.GetIngress() && spec.GetInternal():
+		return invalid("ingress network cannot be internal")
+	case spec.GetNetwork() != "" || alloc.Local(driver):
+		return model.Errorf(model.Unimplemented, "network %s: networks of the swarm that each node makes by itself (driver %q, config-from) are not implemented by skep yet: use the driver overlay", name, driver)
+	case driver != "" && driver != "overlay":
+		return notFoundPlugin(driver)
 	}
-	if driver := spec.GetDriverConfig().GetName(); !o.features.Overlay {
-		if driver == "" {
-			driver = "overlay"
+	if driver := spec.GetIpam().GetDriver().GetName(); driver != "" && driver != "default" {
+		return notFoundPlugin(driver)
+	}
+	if err := validateNetworkOptions(name, spec.GetDriverConfig().GetOptions()); err != nil {
+		return err
+	}
+	if err := alloc.CheckVNIs(spec); err != nil {
+		return err
+	}
+	return alloc.Check(spec)
+}
+
+func notFoundPlugin(name string) error {
+	return model.Errorf(model.NotFound, "plugin %q not found", name)
+}
+
+const (
+	encryptedOption = "encrypted"
+	mtuOption       = "com.docker.network.driver.mtu"
+	minMTU, maxMTU  = 68, 65535
+)
+
+func validateNetworkOptions(name string, options map[string]string) error {
+	if _, on := options[encryptedOption]; on {
+		return model.Errorf(model.Unimplemented, "network %s: encrypted overlay networks are not implemented by skep yet", name)
+	}
+	if text, on := options[mtuOption]; on {
+		if mtu, err := strconv.Atoi(text); err != nil || mtu < minMTU || mtu > maxMTU {
+			return invalid("network %s: %s=%s is not a number of bytes from %d to %d", name, mtuOption, text, minMTU, maxMTU)
 		}
-		return model.Errorf(model.Unimplemented, "network %s: swarm networks (driver %s) are not implemented by skep yet; services reach each other through ports published with mode=host", spec.GetAnnotations().GetName(), driver)
 	}
 	return nil
 }
@@ -137,7 +169,7 @@ func checkNetworkUnused(s *store.Snapshot, n *api.Network) error {
 		return model.Errorf(model.Precondition, "network %s (%s) is a swarm predefined network and cannot be removed", n.GetSpec().GetAnnotations().GetName(), n.GetId())
 	}
 	for service := range s.Services() {
-		if isIngress(n) && publishesIngress(service.GetSpec()) {
+		if alloc.Ingress(n) && publishesIngress(service.GetSpec()) {
 			return model.Errorf(model.Precondition, "ingress network cannot be removed because service %s depends on it", service.GetId())
 		}
 		for _, a := range networksOf(service.GetSpec()) {

@@ -6,7 +6,6 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/skep-dev/skep/api"
-	"github.com/skep-dev/skep/control/ops"
 	"github.com/skep-dev/skep/core/model"
 )
 
@@ -31,7 +30,7 @@ func TestDemotion(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			o, state := newOps(t, ops.Features{}, tt.members, tt.nodes...)
+			o, state := newOps(t, tt.members, tt.nodes...)
 			_, err := o.UpdateNode(t.Context(), &api.UpdateNodeRequest{
 				NodeId: "1", NodeVersion: version(t, state, model.Nodes, "1"), Spec: &api.NodeSpec{DesiredRole: w},
 			})
@@ -52,7 +51,7 @@ func TestNodeStatusComesFromRaft(t *testing.T) {
 	stale.ManagerStatus = &api.ManagerStatus{RaftId: 9, Leader: false}
 	worker := aNode("2", api.NodeRole_WORKER, api.NodeStatus_READY)
 	worker.ManagerStatus = &api.ManagerStatus{RaftId: 8}
-	o, _ := newOps(t, ops.Features{}, members{member(1, "1", true)}, stale, worker)
+	o, _ := newOps(t, members{member(1, "1", true)}, stale, worker)
 	resp, err := o.ListNodes(t.Context(), new(api.ListNodesRequest))
 	if err != nil {
 		t.Fatal(err)
@@ -70,7 +69,7 @@ func TestNodeStatusComesFromRaft(t *testing.T) {
 }
 
 func TestRemoveNode(t *testing.T) {
-	o, state := newOps(t, ops.Features{}, members{member(1, "m", true)}, aCluster(),
+	o, state := newOps(t, members{member(1, "m", true)}, aCluster(),
 		aNode("m", api.NodeRole_MANAGER, api.NodeStatus_READY), aNode("n1", api.NodeRole_WORKER, api.NodeStatus_READY),
 		aNode("d", api.NodeRole_WORKER, api.NodeStatus_DOWN), service("s", "web"),
 		aTask("t1", "s", 1, api.TaskState_RUNNING, api.TaskState_RUNNING), aTask("t2", "s", 1, api.TaskState_SHUTDOWN, api.TaskState_FAILED))

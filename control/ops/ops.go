@@ -24,29 +24,17 @@ type Config struct {
 	State replica.State
 	// Membership must be set.
 	Membership Membership
-	// Features switch on what the rest of the swarm can do.
-	Features Features
 	// Random is the source of ids and tokens; nil means crypto/rand.
 	Random io.Reader
-}
-
-// Features say which parts of a service the swarm can fulfil. What is off is refused
-// by name instead of accepted and ignored.
-type Features struct {
-	// Overlay allows networks of the overlay driver and services attached to them.
-	Overlay bool
-	// Mesh allows ports published in ingress mode.
-	Mesh bool
 }
 
 // Ops executes use cases. It implements api.ControlServer.
 type Ops struct {
 	api.UnimplementedControlServer
 
-	state    replica.State
-	members  Membership
-	features Features
-	random   io.Reader
+	state   replica.State
+	members Membership
+	random  io.Reader
 }
 
 // New returns an Ops on a state.
@@ -54,7 +42,7 @@ func New(config Config) *Ops {
 	if config.Random == nil {
 		config.Random = rand.Reader
 	}
-	return &Ops{state: config.State, members: config.Membership, features: config.Features, random: config.Random}
+	return &Ops{state: config.State, members: config.Membership, random: config.Random}
 }
 
 func (o *Ops) newID() (string, error) { return model.NewID(o.random) }

@@ -39,7 +39,7 @@ func TestSecretAndConfigRefusals(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			a := &api.Annotations{Name: "taken"}
-			o, _ := newOps(t, ops.Features{}, nil, &api.Secret{Id: "s", Spec: &api.SecretSpec{Annotations: a}}, &api.Config{Id: "c", Spec: &api.ConfigSpec{Annotations: a}})
+			o, _ := newOps(t, nil, &api.Secret{Id: "s", Spec: &api.SecretSpec{Annotations: a}}, &api.Config{Id: "c", Spec: &api.ConfigSpec{Annotations: a}})
 			data := make([]byte, tt.size)
 			want := func(text string) (codes.Code, string) {
 				if text == "" {
@@ -58,7 +58,7 @@ func TestSecretAndConfigRefusals(t *testing.T) {
 			wantStatus(t, err, code, text)
 		})
 	}
-	o, _ := newOps(t, ops.Features{}, nil)
+	o, _ := newOps(t, nil)
 	_, err := o.CreateSecret(t.Context(), &api.CreateSecretRequest{Spec: &api.SecretSpec{Annotations: &api.Annotations{Name: "x"}, Driver: new(api.Driver)}})
 	wantStatus(t, err, codes.InvalidArgument, "secret driver must have a name")
 	_, err = o.CreateSecret(t.Context(), &api.CreateSecretRequest{Spec: &api.SecretSpec{Annotations: &api.Annotations{Name: "x"}, Driver: &api.Driver{Name: "x"}}})
@@ -72,7 +72,7 @@ func TestSecretLife(t *testing.T) {
 			c.Secrets = []*api.SecretReference{{SecretId: "s", SecretName: "s1", Target: &api.SecretReference_File{File: &api.FileTarget{Name: "f"}}}}
 		}))
 	}
-	o, state := newOps(t, ops.Features{}, nil, user("b"), user("a"),
+	o, state := newOps(t, nil, user("b"), user("a"),
 		&api.Secret{Id: "s", Spec: &api.SecretSpec{Annotations: &api.Annotations{Name: "s1"}, Data: []byte("hidden")}},
 		&api.Secret{Id: "i", Internal: true, Spec: &api.SecretSpec{Annotations: &api.Annotations{Name: "inner"}, Data: []byte("hidden")}})
 	list, err := o.ListSecrets(ctx, new(api.ListSecretsRequest))
@@ -112,7 +112,7 @@ func TestSecretLife(t *testing.T) {
 }
 
 func TestClusterReadsHideKeys(t *testing.T) {
-	o, state := newOps(t, ops.Features{}, nil, aCluster())
+	o, state := newOps(t, nil, aCluster())
 	resp, err := o.GetCluster(t.Context(), &api.GetClusterRequest{ClusterId: "cluster"})
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +150,7 @@ func TestUpdateCluster(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			o, state := newOps(t, ops.Features{}, nil, aCluster())
+			o, state := newOps(t, nil, aCluster())
 			read, err := o.GetCluster(t.Context(), &api.GetClusterRequest{ClusterId: "cluster"})
 			if err != nil {
 				t.Fatal(err)
@@ -174,10 +174,9 @@ func TestUpdateCluster(t *testing.T) {
 }
 
 func TestNetworkRefusals(t *testing.T) {
-	all := ops.Features{Overlay: true, Mesh: true}
 	dying := aTask("t1", "gone", 1, api.TaskState_RUNNING, api.TaskState_RUNNING)
 	dying.Networks = []*api.NetworkAttachment{{Network: &api.Network{Id: "net"}}}
-	o, _ := newOps(t, all, nil, append(networks(), service("s", "web", publish(port(ingress, 1, 1))), dying)...)
+	o, _ := newOps(t, nil, append(networks(), service("s", "web", publish(port(ingress, 1, 1))), dying)...)
 	create := func(o *ops.Ops, n *api.NetworkSpec) error {
 		_, err := o.CreateNetwork(t.Context(), &api.CreateNetworkRequest{Spec: n})
 		return err
@@ -191,8 +190,6 @@ func TestNetworkRefusals(t *testing.T) {
 	wantStatus(t, create(o, &api.NetworkSpec{Annotations: named, Ingress: true}), codes.AlreadyExists, "ingress network (ing) is already present")
 	wantStatus(t, create(o, &api.NetworkSpec{Annotations: &api.Annotations{Name: "FRONT"}}), codes.Unknown, "name conflicts with an existing object")
 	wantStatus(t, create(o, &api.NetworkSpec{Annotations: named}), codes.OK, "")
-	off, _ := newOps(t, ops.Features{}, nil)
-	wantStatus(t, create(off, &api.NetworkSpec{Annotations: named}), codes.Unimplemented, "network x: swarm networks (driver overlay) are not implemented by skep yet…")
 	wantStatus(t, remove("hst"), codes.FailedPrecondition, "network host (hst) is a swarm predefined network and cannot be removed")
 	wantStatus(t, remove("ing"), codes.FailedPrecondition, "ingress network cannot be removed because service s depends on it")
 	wantStatus(t, remove("nope"), codes.NotFound, "network nope not found")
@@ -201,7 +198,7 @@ func TestNetworkRefusals(t *testing.T) {
 
 func TestResources(t *testing.T) {
 	ctx := t.Context()
-	o, state := newOps(t, ops.Features{}, nil)
+	o, state := newOps(t, nil)
 	create := func(name, kind string) error {
 		_, err := o.CreateResource(ctx, &api.CreateResourceRequest{Annotations: &api.Annotations{Name: name}, Kind: kind})
 		return err

@@ -13,7 +13,7 @@ import (
 // CreateService stores a new service; the orchestrators make its tasks.
 func (o *Ops) CreateService(ctx context.Context, req *api.CreateServiceRequest) (*api.CreateServiceResponse, error) {
 	spec := model.Clone(req.GetSpec())
-	if err := o.validateService(spec); err != nil {
+	if err := validateService(spec); err != nil {
 		return nil, fail(err)
 	}
 	id, err := o.newID()
@@ -25,7 +25,7 @@ func (o *Ops) CreateService(ctx context.Context, req *api.CreateServiceRequest) 
 		if name := spec.GetAnnotations().GetName(); tx.Snapshot().IDByName(model.Services, name) != "" {
 			return model.Errorf(model.Exists, "name conflicts with an existing object: service %s already exists", name)
 		}
-		if err := o.checkService(tx.Snapshot(), spec, id); err != nil {
+		if err := checkService(tx.Snapshot(), spec, id); err != nil {
 			return err
 		}
 		if isJob(spec) {
@@ -76,7 +76,7 @@ func (o *Ops) UpdateService(ctx context.Context, req *api.UpdateServiceRequest) 
 		return nil, fail(err)
 	}
 	spec := model.Clone(req.GetSpec())
-	if err := o.validateService(spec); err != nil {
+	if err := validateService(spec); err != nil {
 		return nil, fail(err)
 	}
 	var updated *api.Service
@@ -85,7 +85,7 @@ func (o *Ops) UpdateService(ctx context.Context, req *api.UpdateServiceRequest) 
 		if old == nil {
 			return notFound("service", req.GetServiceId())
 		}
-		if err := o.checkService(tx.Snapshot(), spec, old.GetId()); err != nil {
+		if err := checkService(tx.Snapshot(), spec, old.GetId()); err != nil {
 			return err
 		}
 		if err := checkUnchanged(old.GetSpec(), spec); err != nil {

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/skep-dev/skep/api"
-	"github.com/skep-dev/skep/control/ops"
 	"github.com/skep-dev/skep/core/model"
 )
 
@@ -35,7 +34,6 @@ func attach(id string) func(*api.ServiceSpec) {
 }
 
 func TestServiceRefusals(t *testing.T) {
-	all := ops.Features{Overlay: true, Mesh: true}
 	secret := func(id, name, target string) *api.SecretReference {
 		r := &api.SecretReference{SecretId: id, SecretName: name}
 		if target != "-" {
@@ -48,75 +46,72 @@ func TestServiceRefusals(t *testing.T) {
 	}
 	tests := []struct {
 		name     string
-		features ops.Features
 		spec     *api.ServiceSpec
 		code     codes.Code
 		text     string
 	}{
-		{"plain", ops.Features{}, spec("ok"), codes.OK, ""},
-		{"no name", all, spec(""), codes.InvalidArgument, "meta: name must be provided"},
-		{"bad name", all, spec("a b"), codes.InvalidArgument, "name must be valid as a DNS name component"},
-		{"trailing dash", all, spec("a-"), codes.InvalidArgument, "name must be valid as a DNS name component"},
-		{"long name", all, spec(strings.Repeat("a", 64)), codes.InvalidArgument, "name must be 63 characters or fewer"},
-		{"longest name", all, spec(strings.Repeat("a", 63)), codes.OK, ""},
-		{"taken name", all, spec("WEB"), codes.AlreadyExists, "name conflicts with an existing object: service WEB already exists"},
-		{"no runtime", all, spec("x", func(s *api.ServiceSpec) { s.Task.Runtime = nil }), codes.InvalidArgument, "TaskSpec: missing runtime"},
-		{"plugin", all, spec("x", func(s *api.ServiceSpec) {
+		{"plain", spec("ok"), codes.OK, ""},
+		{"no name", spec(""), codes.InvalidArgument, "meta: name must be provided"},
+		{"bad name", spec("a b"), codes.InvalidArgument, "name must be valid as a DNS name component"},
+		{"trailing dash", spec("a-"), codes.InvalidArgument, "name must be valid as a DNS name component"},
+		{"long name", spec(strings.Repeat("a", 64)), codes.InvalidArgument, "name must be 63 characters or fewer"},
+		{"longest name", spec(strings.Repeat("a", 63)), codes.OK, ""},
+		{"taken name", spec("WEB"), codes.AlreadyExists, "name conflicts with an existing object: service WEB already exists"},
+		{"no runtime", spec("x", func(s *api.ServiceSpec) { s.Task.Runtime = nil }), codes.InvalidArgument, "TaskSpec: missing runtime"},
+		{"plugin", spec("x", func(s *api.ServiceSpec) {
 			s.Task.Runtime = &api.TaskSpec_Generic{Generic: &api.GenericRuntimeSpec{Kind: "plugin"}}
 		}), codes.Unimplemented, `runtime "plugin" is not implemented by skep: services run containers`},
-		{"no image", all, spec("x", in(func(c *api.ContainerSpec) { c.Image = "" })), codes.InvalidArgument, "ContainerSpec: image reference must be provided"},
-		{"bad image", all, spec("x", in(func(c *api.ContainerSpec) { c.Image = "A B" })), codes.InvalidArgument, `ContainerSpec: "A B" is not a valid repository/tag`},
-		{"mounts", all, spec("x", in(func(c *api.ContainerSpec) { c.Mounts = []*api.Mount{{Target: "/x"}, {Target: "/x"}} })), codes.InvalidArgument, "ContainerSpec: duplicate mount point: /x"},
-		{"cluster volume", all, spec("x", in(func(c *api.ContainerSpec) { c.Mounts = []*api.Mount{{Target: "/x", Type: api.Mount_CLUSTER}} })), codes.Unimplemented, "mount /x: cluster volumes are not implemented by skep"},
-		{"cpu", all, spec("x", func(s *api.ServiceSpec) {
+		{"no image", spec("x", in(func(c *api.ContainerSpec) { c.Image = "" })), codes.InvalidArgument, "ContainerSpec: image reference must be provided"},
+		{"bad image", spec("x", in(func(c *api.ContainerSpec) { c.Image = "A B" })), codes.InvalidArgument, `ContainerSpec: "A B" is not a valid repository/tag`},
+		{"mounts", spec("x", in(func(c *api.ContainerSpec) { c.Mounts = []*api.Mount{{Target: "/x"}, {Target: "/x"}} })), codes.InvalidArgument, "ContainerSpec: duplicate mount point: /x"},
+		{"cluster volume", spec("x", in(func(c *api.ContainerSpec) { c.Mounts = []*api.Mount{{Target: "/x", Type: api.Mount_CLUSTER}} })), codes.Unimplemented, "mount /x: cluster volumes are not implemented by skep"},
+		{"cpu", spec("x", func(s *api.ServiceSpec) {
 			s.Task.Resources = &api.ResourceRequirements{Limits: &api.Resources{NanoCpus: 1}}
 		}), codes.InvalidArgument, "invalid cpu value 1e-09: Must be at least 0.001"},
-		{"memory", all, spec("x", func(s *api.ServiceSpec) {
+		{"memory", spec("x", func(s *api.ServiceSpec) {
 			s.Task.Resources = &api.ResourceRequirements{Reservations: &api.Resources{MemoryBytes: 1}}
 		}), codes.InvalidArgument, "invalid memory value 1: Must be at least 4MiB"},
-		{"restart delay", all, spec("x", func(s *api.ServiceSpec) { s.Task.Restart = &api.RestartPolicy{Delay: durationpb.New(-1)} }), codes.InvalidArgument, "TaskSpec: restart-delay cannot be negative"},
-		{"restart window", all, spec("x", func(s *api.ServiceSpec) { s.Task.Restart = &api.RestartPolicy{Window: durationpb.New(-1)} }), codes.InvalidArgument, "TaskSpec: restart-window cannot be negative"},
-		{"update delay", all, spec("x", func(s *api.ServiceSpec) { s.Update = &api.UpdateConfig{Delay: durationpb.New(-1)} }), codes.InvalidArgument, "TaskSpec: update-delay cannot be negative"},
-		{"update monitor", all, spec("x", func(s *api.ServiceSpec) { s.Rollback = &api.UpdateConfig{Monitor: durationpb.New(-1)} }), codes.InvalidArgument, "TaskSpec: update-monitor cannot be negative"},
-		{"update ratio", all, spec("x", func(s *api.ServiceSpec) { s.Update = &api.UpdateConfig{MaxFailureRatio: 2} }), codes.InvalidArgument, "TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1"},
-		{"job update", all, spec("x", func(s *api.ServiceSpec) {
+		{"restart delay", spec("x", func(s *api.ServiceSpec) { s.Task.Restart = &api.RestartPolicy{Delay: durationpb.New(-1)} }), codes.InvalidArgument, "TaskSpec: restart-delay cannot be negative"},
+		{"restart window", spec("x", func(s *api.ServiceSpec) { s.Task.Restart = &api.RestartPolicy{Window: durationpb.New(-1)} }), codes.InvalidArgument, "TaskSpec: restart-window cannot be negative"},
+		{"update delay", spec("x", func(s *api.ServiceSpec) { s.Update = &api.UpdateConfig{Delay: durationpb.New(-1)} }), codes.InvalidArgument, "TaskSpec: update-delay cannot be negative"},
+		{"update monitor", spec("x", func(s *api.ServiceSpec) { s.Rollback = &api.UpdateConfig{Monitor: durationpb.New(-1)} }), codes.InvalidArgument, "TaskSpec: update-monitor cannot be negative"},
+		{"update ratio", spec("x", func(s *api.ServiceSpec) { s.Update = &api.UpdateConfig{MaxFailureRatio: 2} }), codes.InvalidArgument, "TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1"},
+		{"job update", spec("x", func(s *api.ServiceSpec) {
 			s.Mode, s.Update = &api.ServiceSpec_GlobalJob{GlobalJob: new(api.GlobalJob)}, new(api.UpdateConfig)
 		}), codes.InvalidArgument, "Jobs may not have an update config"},
-		{"health interval", all, spec("x", in(func(c *api.ContainerSpec) { c.Healthcheck = &api.HealthConfig{Interval: durationpb.New(1)} })), codes.InvalidArgument, "ContainerSpec: Interval in HealthConfig cannot be less than 1ms"},
-		{"health start interval", all, spec("x", in(func(c *api.ContainerSpec) { c.Healthcheck = &api.HealthConfig{StartInterval: durationpb.New(1)} })), codes.InvalidArgument, "ContainerSpec: StartInterval in HealthConfig cannot be less than 1ms"},
-		{"health retries", all, spec("x", in(func(c *api.ContainerSpec) { c.Healthcheck = &api.HealthConfig{Retries: -1} })), codes.InvalidArgument, "ContainerSpec: Retries in HealthConfig cannot be negative"},
-		{"constraint operator", all, spec("x", func(s *api.ServiceSpec) { s.Task.Placement = &api.Placement{Constraints: []string{"node.role"}} }), codes.Unknown, "constraint expected one operator from ==, !="},
-		{"constraint key", all, spec("x", func(s *api.ServiceSpec) { s.Task.Placement = &api.Placement{Constraints: []string{"a b==c"}} }), codes.Unknown, "key 'a b' is invalid"},
-		{"constraint value", all, spec("x", func(s *api.ServiceSpec) { s.Task.Placement = &api.Placement{Constraints: []string{"node.id==ä"}} }), codes.Unknown, "value 'ä' is invalid"},
-		{"hostname template", all, spec("x", in(func(c *api.ContainerSpec) { c.Hostname = "{{.Nope}}" })), codes.InvalidArgument, "expanding hostname failed: template: expansion:1:2: …"},
-		{"env template", all, spec("x", in(func(c *api.ContainerSpec) { c.Env = []string{"A={{"} })), codes.InvalidArgument, `expanding env failed: expanding env "A={{": …`},
-		{"mount template", all, spec("x", in(func(c *api.ContainerSpec) { c.Mounts = []*api.Mount{{Source: "{{.X}}", Target: "/x"}} })), codes.InvalidArgument, "expanding mounts failed: …"},
-		{"good templates", all, spec("x", in(func(c *api.ContainerSpec) {
+		{"health interval", spec("x", in(func(c *api.ContainerSpec) { c.Healthcheck = &api.HealthConfig{Interval: durationpb.New(1)} })), codes.InvalidArgument, "ContainerSpec: Interval in HealthConfig cannot be less than 1ms"},
+		{"health start interval", spec("x", in(func(c *api.ContainerSpec) { c.Healthcheck = &api.HealthConfig{StartInterval: durationpb.New(1)} })), codes.InvalidArgument, "ContainerSpec: StartInterval in HealthConfig cannot be less than 1ms"},
+		{"health retries", spec("x", in(func(c *api.ContainerSpec) { c.Healthcheck = &api.HealthConfig{Retries: -1} })), codes.InvalidArgument, "ContainerSpec: Retries in HealthConfig cannot be negative"},
+		{"constraint operator", spec("x", func(s *api.ServiceSpec) { s.Task.Placement = &api.Placement{Constraints: []string{"node.role"}} }), codes.Unknown, "constraint expected one operator from ==, !="},
+		{"constraint key", spec("x", func(s *api.ServiceSpec) { s.Task.Placement = &api.Placement{Constraints: []string{"a b==c"}} }), codes.Unknown, "key 'a b' is invalid"},
+		{"constraint value", spec("x", func(s *api.ServiceSpec) { s.Task.Placement = &api.Placement{Constraints: []string{"node.id==ä"}} }), codes.Unknown, "value 'ä' is invalid"},
+		{"hostname template", spec("x", in(func(c *api.ContainerSpec) { c.Hostname = "{{.Nope}}" })), codes.InvalidArgument, "expanding hostname failed: template: expansion:1:2: …"},
+		{"env template", spec("x", in(func(c *api.ContainerSpec) { c.Env = []string{"A={{"} })), codes.InvalidArgument, `expanding env failed: expanding env "A={{": …`},
+		{"mount template", spec("x", in(func(c *api.ContainerSpec) { c.Mounts = []*api.Mount{{Source: "{{.X}}", Target: "/x"}} })), codes.InvalidArgument, "expanding mounts failed: …"},
+		{"good templates", spec("x", in(func(c *api.ContainerSpec) {
 			c.Hostname, c.Env = "{{.Node.Hostname}}-{{.Task.Slot}}", []string{`L={{index .Service.Labels "a"}}`, `P={{.Node.Platform.OS}}`}
 		})), codes.OK, ""},
-		{"dnsrr", all, spec("x", func(s *api.ServiceSpec) {
+		{"dnsrr", spec("x", func(s *api.ServiceSpec) {
 			s.Endpoint = &api.EndpointSpec{Mode: api.EndpointSpec_DNSRR, Ports: []*api.PortConfig{port(ingress, 1, 1)}}
 		}), codes.InvalidArgument, "EndpointSpec: port published with ingress mode can't be used with dnsrr mode"},
-		{"same port twice", all, spec("x", publish(port(onHost, 1, 1), port(ingress, 1, 2))), codes.InvalidArgument, "EndpointSpec: duplicate published ports provided"},
-		{"unset ports", all, spec("x", publish(port(onHost, 0, 1), port(onHost, 0, 2))), codes.OK, ""},
-		{"ingress port taken", all, spec("x", publish(port(ingress, 8080, 80))), codes.InvalidArgument, "port '8080' is already in use by service 'web' (svc1) as an ingress port"},
-		{"host port taken by ingress", all, spec("x", publish(port(onHost, 8080, 80))), codes.InvalidArgument, "port '8080' is already in use by service 'web' (svc1) as an ingress port"},
-		{"ingress port taken by host", all, spec("x", publish(port(ingress, 9090, 80))), codes.InvalidArgument, "port '9090' is already in use by service 'hosted' (svc2) as a host-published port"},
-		{"host ports shared", all, spec("x", publish(port(onHost, 9090, 80))), codes.OK, ""},
-		{"allocated port taken", all, spec("x", publish(port(ingress, 30001, 80))), codes.InvalidArgument, "port '30001' is already in use by service 'hosted' (svc2) as an ingress port"},
-		{"mesh off", ops.Features{}, spec("x", publish(port(ingress, 8081, 80))), codes.Unimplemented, "port 8081:80/tcp: the routing mesh (publish mode ingress) is not implemented by skep yet; publish on the tasks' own nodes instead: --publish mode=host,target=80,published=8081,protocol=tcp"},
-		{"network unknown", all, spec("x", attach("nope")), codes.NotFound, "network nope not found"},
-		{"network ingress", all, spec("x", attach("ing")), codes.InvalidArgument, `Service cannot be explicitly attached to the ingress network "ingress"`},
-		{"overlay on", all, spec("x", attach("net")), codes.OK, ""},
-		{"overlay off", ops.Features{}, spec("x", attach("net")), codes.Unimplemented, "network front: services on overlay networks are not implemented by skep yet; leave --network away, or use the host network"},
-		{"host network", ops.Features{}, spec("x", attach("hst")), codes.OK, ""},
-		{"secret without id", all, spec("x", secrets(secret("", "s", "t"))), codes.InvalidArgument, "malformed secret reference"},
-		{"secret without target", all, spec("x", secrets(secret("sec1", "s1", "-"))), codes.InvalidArgument, "malformed secret reference, no target provided"},
-		{"secret without file", all, spec("x", secrets(secret("sec1", "s1", ""))), codes.InvalidArgument, "malformed file secret reference, invalid target file name provided"},
-		{"secret unknown", all, spec("x", secrets(secret("q", "b", "t"))), codes.InvalidArgument, "secret not found: b"},
-		{"secrets unknown", all, spec("x", secrets(secret("q", "b", "t"), secret("p", "a", "u"))), codes.InvalidArgument, "secrets not found: a, b"},
-		{"secret targets", all, spec("x", secrets(secret("sec1", "s1", "x"), secret("sec1", "s2", "x"))), codes.InvalidArgument, "secret references 's1' and 's2' have a conflicting target: 'x'"},
-		{"config unknown", all, spec("x", in(func(c *api.ContainerSpec) {
+		{"same port twice", spec("x", publish(port(onHost, 1, 1), port(ingress, 1, 2))), codes.InvalidArgument, "EndpointSpec: duplicate published ports provided"},
+		{"unset ports", spec("x", publish(port(onHost, 0, 1), port(onHost, 0, 2))), codes.OK, ""},
+		{"ingress port taken", spec("x", publish(port(ingress, 8080, 80))), codes.InvalidArgument, "port '8080' is already in use by service 'web' (svc1) as an ingress port"},
+		{"host port taken by ingress", spec("x", publish(port(onHost, 8080, 80))), codes.InvalidArgument, "port '8080' is already in use by service 'web' (svc1) as an ingress port"},
+		{"ingress port taken by host", spec("x", publish(port(ingress, 9090, 80))), codes.InvalidArgument, "port '9090' is already in use by service 'hosted' (svc2) as a host-published port"},
+		{"host ports shared", spec("x", publish(port(onHost, 9090, 80))), codes.OK, ""},
+		{"allocated port taken", spec("x", publish(port(ingress, 30001, 80))), codes.InvalidArgument, "port '30001' is already in use by service 'hosted' (svc2) as an ingress port"},
+		{"network unknown", spec("x", attach("nope")), codes.NotFound, "network nope not found"},
+		{"network ingress", spec("x", attach("ing")), codes.InvalidArgument, `Service cannot be explicitly attached to the ingress network "ingress"`},
+		{"overlay on", spec("x", attach("net")), codes.OK, ""},
+		{"host network", spec("x", attach("hst")), codes.OK, ""},
+		{"secret without id", spec("x", secrets(secret("", "s", "t"))), codes.InvalidArgument, "malformed secret reference"},
+		{"secret without target", spec("x", secrets(secret("sec1", "s1", "-"))), codes.InvalidArgument, "malformed secret reference, no target provided"},
+		{"secret without file", spec("x", secrets(secret("sec1", "s1", ""))), codes.InvalidArgument, "malformed file secret reference, invalid target file name provided"},
+		{"secret unknown", spec("x", secrets(secret("q", "b", "t"))), codes.InvalidArgument, "secret not found: b"},
+		{"secrets unknown", spec("x", secrets(secret("q", "b", "t"), secret("p", "a", "u"))), codes.InvalidArgument, "secrets not found: a, b"},
+		{"secret targets", spec("x", secrets(secret("sec1", "s1", "x"), secret("sec1", "s2", "x"))), codes.InvalidArgument, "secret references 's1' and 's2' have a conflicting target: 'x'"},
+		{"config unknown", spec("x", in(func(c *api.ContainerSpec) {
 			c.Configs = []*api.ConfigReference{{ConfigId: "q", ConfigName: "c", Target: &api.ConfigReference_Runtime{Runtime: new(api.RuntimeTarget)}}}
 		})), codes.InvalidArgument, "config not found: c"},
 	}
@@ -126,7 +121,7 @@ func TestServiceRefusals(t *testing.T) {
 			hosted.Endpoint = &api.Endpoint{Ports: []*api.PortConfig{port(ingress, 30001, 99)}}
 			objects := append(networks(), service("svc1", "web", publish(port(ingress, 8080, 80))), hosted,
 				&api.Secret{Id: "sec1", Spec: &api.SecretSpec{Annotations: &api.Annotations{Name: "s1"}}})
-			o, state := newOps(t, tt.features, nil, objects...)
+			o, state := newOps(t, nil, objects...)
 			resp, err := o.CreateService(t.Context(), &api.CreateServiceRequest{Spec: tt.spec})
 			wantStatus(t, err, tt.code, tt.text)
 			if err == nil && state.View().Service(resp.GetService().GetId()) == nil {
@@ -137,14 +132,14 @@ func TestServiceRefusals(t *testing.T) {
 }
 
 func TestNoIngressNetwork(t *testing.T) {
-	o, _ := newOps(t, ops.Features{Mesh: true}, nil)
+	o, _ := newOps(t, nil)
 	_, err := o.CreateService(t.Context(), &api.CreateServiceRequest{Spec: spec("x", publish(port(ingress, 1, 1)))})
 	wantStatus(t, err, codes.FailedPrecondition, "service needs ingress network, but no ingress network is present")
 }
 
 // TestRevisions follows spec, previous spec and their versions through updates and rollbacks.
 func TestRevisions(t *testing.T) {
-	o, state := newOps(t, ops.Features{}, nil)
+	o, state := newOps(t, nil)
 	ctx := t.Context()
 	created, err := o.CreateService(ctx, &api.CreateServiceRequest{Spec: spec("web")})
 	if err != nil {
@@ -199,7 +194,7 @@ func TestRevisions(t *testing.T) {
 }
 
 func TestJobIterations(t *testing.T) {
-	o, state := newOps(t, ops.Features{}, nil)
+	o, state := newOps(t, nil)
 	job := spec("job", func(s *api.ServiceSpec) {
 		s.Mode = &api.ServiceSpec_ReplicatedJob{ReplicatedJob: &api.ReplicatedJob{MaxConcurrent: 1, TotalCompletions: 3}}
 	})
@@ -220,7 +215,7 @@ func TestJobIterations(t *testing.T) {
 }
 
 func TestInsertDefaults(t *testing.T) {
-	o, state := newOps(t, ops.Features{}, nil, service("s", "web", func(s *api.ServiceSpec) { s.Rollback = &api.UpdateConfig{Parallelism: 0} }))
+	o, state := newOps(t, nil, service("s", "web", func(s *api.ServiceSpec) { s.Rollback = &api.UpdateConfig{Parallelism: 0} }))
 	resp, err := o.GetService(t.Context(), &api.GetServiceRequest{ServiceId: "s", InsertDefaults: true})
 	if err != nil {
 		t.Fatal(err)
@@ -260,7 +255,7 @@ func TestServiceStatuses(t *testing.T) {
 	job.JobStatus = &api.JobStatus{JobIteration: &api.Version{Index: 1}}
 	globalJob := service("k", "gjob", func(s *api.ServiceSpec) { s.Mode = &api.ServiceSpec_GlobalJob{GlobalJob: new(api.GlobalJob)} })
 	globalJob.JobStatus = &api.JobStatus{JobIteration: new(api.Version)}
-	o, _ := newOps(t, ops.Features{}, nil,
+	o, _ := newOps(t, nil,
 		service("r", "web", func(s *api.ServiceSpec) { s.GetReplicated().Replicas = 3 }),
 		aTask("r1", "r", 1, run, run), aTask("r2", "r", 2, run, api.TaskState_PREPARING), aTask("r3", "r", 2, stop, run),
 		service("g", "glob", func(s *api.ServiceSpec) { s.Mode = &api.ServiceSpec_Global{Global: new(api.GlobalService)} }),
@@ -291,7 +286,7 @@ func TestListFilters(t *testing.T) {
 	old.SpecVersion, old.Spec = &api.Version{Index: 7}, &api.TaskSpec{Runtime: &api.TaskSpec_Container{Container: &api.ContainerSpec{Image: "old"}}}
 	scaled := aTask("u1", "s2", 0, run, run) // an older spec, but nothing of it has changed since
 	scaled.SpecVersion, scaled.Spec = &api.Version{Index: 7}, spec("worker").GetTask()
-	o, _ := newOps(t, ops.Features{}, nil, service("s1", "web", func(s *api.ServiceSpec) { s.Annotations.Labels = map[string]string{"a": "1"} }),
+	o, _ := newOps(t, nil, service("s1", "web", func(s *api.ServiceSpec) { s.Annotations.Labels = map[string]string{"a": "1"} }),
 		service("s2", "worker"), aTask("t1", "s1", 1, run, run), old, scaled)
 	tasks := func(f *api.ListTasksRequest_Filters) string {
 		resp, err := o.ListTasks(t.Context(), &api.ListTasksRequest{Filters: f})

@@ -17,7 +17,7 @@ const (
 )
 
 // validateService checks what a spec alone can tell; checkService the rest.
-func (o *Ops) validateService(spec *api.ServiceSpec) error {
+func validateService(spec *api.ServiceSpec) error {
 	if spec == nil {
 		return invalid("no service spec given")
 	}
@@ -27,7 +27,7 @@ func (o *Ops) validateService(spec *api.ServiceSpec) error {
 		validateMode,
 		func(s *api.ServiceSpec) error { return validateUpdate(s.GetUpdate()) },
 		func(s *api.ServiceSpec) error { return validateUpdate(s.GetRollback()) },
-		func(s *api.ServiceSpec) error { return o.validateEndpoint(s.GetEndpoint()) },
+		func(s *api.ServiceSpec) error { return validateEndpoint(s.GetEndpoint()) },
 	} {
 		if err := check(spec); err != nil {
 			return err
