@@ -45,10 +45,10 @@ func TestServiceRefusals(t *testing.T) {
 		return in(func(c *api.ContainerSpec) { c.Secrets = list })
 	}
 	tests := []struct {
-		name     string
-		spec     *api.ServiceSpec
-		code     codes.Code
-		text     string
+		name string
+		spec *api.ServiceSpec
+		code codes.Code
+		text string
 	}{
 		{"plain", spec("ok"), codes.OK, ""},
 		{"no name", spec(""), codes.InvalidArgument, "meta: name must be provided"},

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -62,8 +63,6 @@ const (
 	defaultSize = 24
 	// vniOption is the driver option that lists a network's identifiers, by IPv4 subnet.
 	vniOption = "com.docker.network.driver.overlay.vxlanid_list"
-	// predefinedLabel marks the swarm's copies of the networks that every node has.
-	predefinedLabel = "com.docker.swarm.predefined"
 )
 
 // owner is a stored record.
@@ -289,7 +288,7 @@ func (g *grant) take(p *pool) (uint64, bool) {
 // what it has come to.
 func (g *grant) keep() {
 	if len(g.added) > 0 {
-		g.claims[g.owner] = append(g.claims[g.owner][:len(g.claims[g.owner]):len(g.claims[g.owner])], g.added...)
+		g.claims[g.owner] = append(slices.Clip(g.claims[g.owner]), g.added...)
 	}
 }
 
@@ -347,7 +346,7 @@ func (p *subnetPool) index(sub netip.Prefix) (uint64, bool) {
 
 // holdSubnet takes a subnet out of the default pools.
 func (s *State) holdSubnet(p netip.Prefix) {
-	for _, a := range append(s.auto[:len(s.auto):len(s.auto)], s.ula) {
+	for _, a := range append(slices.Clip(s.auto), s.ula) {
 		if v, ok := a.index(p); ok {
 			a.hold(v)
 		}
@@ -356,7 +355,7 @@ func (s *State) holdSubnet(p netip.Prefix) {
 
 // dropSubnet is the reverse.
 func (s *State) dropSubnet(p netip.Prefix) {
-	for _, a := range append(s.auto[:len(s.auto):len(s.auto)], s.ula) {
+	for _, a := range append(slices.Clip(s.auto), s.ula) {
 		if v, ok := a.index(p); ok {
 			a.drop(v)
 		}

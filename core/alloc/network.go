@@ -405,4 +405,3 @@ func Conflict(spec *api.NetworkSpec, others iter.Seq[*api.Network]) error {
 	}
 	return nil
 }
-

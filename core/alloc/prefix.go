@@ -66,7 +66,7 @@ func (s *prefixes) overlaps(p netip.Prefix) bool {
 func plus(a netip.Addr, n uint64) netip.Addr {
 	if a.Is4() {
 		b := a.As4()
-		binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])+uint32(n)) //nolint:gosec // a subnet has at most 2^32
+		binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])+uint32(n))
 		return netip.AddrFrom4(b)
 	}
 	b := a.As16()

@@ -100,7 +100,7 @@ func (g *grant) publish(v *api.Service, want *api.Endpoint) error {
 			if !ok {
 				return blocked(Ports, "all ports from %d to %d are published for %s: choose a free port with --publish published=PORT, or remove services that publish ports", firstDynamic, lastDynam, protocol)
 			}
-			p.PublishedPort = uint32(n) //nolint:gosec // at most 32767
+			p.PublishedPort = uint32(n)
 		}
 	}
 	return nil

@@ -203,7 +203,7 @@ func (s *State) Node(v *api.Node, others ...string) (*api.Node, error) {
 		}
 	}
 	g.keep()
-	edited := &api.Node{Attachments: want, Attachment: legacy} //nolint:staticcheck // Docker Engines fall back to it
+	edited := &api.Node{Attachments: want, Attachment: legacy}                        //nolint:staticcheck // Docker Engines fall back to it
 	have := &api.Node{Attachments: v.GetAttachments(), Attachment: v.GetAttachment()} //nolint:staticcheck // as above
 	if proto.Equal(edited, have) {
 		return nil, failed

@@ -86,6 +86,7 @@ func (d *daemon) Init(ctx context.Context, req swarm.InitRequest) (string, error
 				Annotations:  &api.Annotations{Name: "host", Labels: map[string]string{"com.docker.swarm.predefined": "true"}},
 				DriverConfig: &api.Driver{Name: "host"},
 			}},
+			&api.Network{Id: "ingressingressingressingr", Spec: &api.NetworkSpec{Annotations: &api.Annotations{Name: "ingress"}, Ingress: true}},
 		} {
 			if err := tx.Create(o); err != nil {
 				return err

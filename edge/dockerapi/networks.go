@@ -8,8 +8,11 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types/network"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
@@ -22,7 +25,7 @@ func (a *API) routeNetworks() {
 	a.router.Handle("GET", "/networks/{id...}", a.getNetwork)
 	a.router.Handle("POST", "/networks/create", a.createNetwork)
 	a.router.Handle("DELETE", "/networks/{id...}", a.removeNetwork)
-	a.router.Handle("POST", "/networks/prune", pruneNetworks)
+	a.router.Handle("POST", "/networks/prune", a.pruneNetworks)
 }
 
 // predefined are the networks that every node has; their names are taken everywhere.
@@ -70,7 +73,8 @@ func (a *API) swarmNetworks(ctx context.Context) ([]network.Inspect, error) {
 	return list, nil
 }
 
-// networks lists the swarm's networks first, then this node's.
+// networks lists the swarm's networks first, then this node's. What this node knows of a
+// network of the swarm is added to the swarm's record of it, or stands alone on a worker.
 func (a *API) networks(ctx context.Context) ([]network.Inspect, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -83,7 +87,14 @@ func (a *API) networks(ctx context.Context) ([]network.Inspect, error) {
 		return nil, err
 	}
 	slices.SortFunc(local, func(a, b network.Inspect) int { return cmp.Compare(a.Name, b.Name) })
-	return append(list, local...), nil
+	for _, n := range local {
+		if i := slices.IndexFunc(list, func(s network.Inspect) bool { return s.ID == n.ID }); i >= 0 {
+			list[i].Containers = n.Containers
+			continue
+		}
+		list = append(list, n)
+	}
+	return list, nil
 }
 
 func (a *API) listNetworks(w http.ResponseWriter, r *http.Request) error {
@@ -151,7 +162,8 @@ func (a *API) findNetwork(ctx context.Context, typed, scope string) (network.Ins
 }
 
 func (a *API) getNetwork(w http.ResponseWriter, r *http.Request) error {
-	if _, err := httpapi.StrictBool(r, "verbose"); err != nil {
+	verbose, err := httpapi.StrictBool(r, "verbose")
+	if err != nil {
 		return err
 	}
 	scope := r.URL.Query().Get("scope")
@@ -164,7 +176,42 @@ func (a *API) getNetwork(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if n.Scope == "swarm" && scope == "" {
+		if err := a.addMembers(r.Context(), &n, verbose); err != nil {
+			return err
+		}
+	}
 	return httpapi.WriteJSON(w, http.StatusOK, n)
+}
+
+// addMembers shows the nodes that take part in a network of the swarm and, when verbose,
+// its services with their tasks. Only managers know.
+func (a *API) addMembers(ctx context.Context, n *network.Inspect, verbose bool) error {
+	c, err := a.manager.Control()
+	if err != nil {
+		return nil // a worker shows what it has
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	nodes, err := c.ListNodes(ctx, new(api.ListNodesRequest))
+	if err != nil {
+		return err
+	}
+	tasks, err := c.ListTasks(ctx, new(api.ListTasksRequest))
+	if err != nil {
+		return err
+	}
+	m := convert.NetworkMembers(n.ID, n.Ingress, nodes.GetNodes(), tasks.GetTasks())
+	n.Peers = m.Peers
+	if !verbose {
+		return nil
+	}
+	services, err := c.ListServices(ctx, new(api.ListServicesRequest))
+	if err != nil {
+		return err
+	}
+	n.Services = m.Services(services.GetServices())
+	return nil
 }
 
 func (a *API) predefinedCopy(w http.ResponseWriter, r *http.Request, name string) error {
@@ -225,20 +272,53 @@ func (a *API) createNetwork(w http.ResponseWriter, r *http.Request) error {
 		return model.Errorf(model.Unimplemented, "network %s: user-defined networks of a node (driver %s) are not implemented by skep yet; containers can use bridge, host and none",
 			req.Name, cmp.Or(req.Driver, "bridge"))
 	}
+	switch {
+	case req.ConfigOnly:
+		return model.Errorf(model.Unimplemented, "network %s: configurations of networks (--config-only) are not implemented by skep yet", req.Name)
+	case req.EnableIPv4 != nil && !*req.EnableIPv4:
+		return model.Errorf(model.Invalid, "IPv4 cannot be disabled in a Swarm scoped network")
+	}
 	c, err := a.manager.Control()
 	if err != nil {
 		return httpapi.Errorf(http.StatusForbidden, "%s", err)
 	}
-	spec := &api.NetworkSpec{
-		Annotations:  &api.Annotations{Name: req.Name, Labels: req.Labels},
-		DriverConfig: &api.Driver{Name: req.Driver, Options: req.Options},
-		Ipv6Enabled:  req.EnableIPv6 != nil && *req.EnableIPv6, Internal: req.Internal, Attachable: req.Attachable, Ingress: req.Ingress,
-	}
-	resp, err := c.CreateNetwork(r.Context(), &api.CreateNetworkRequest{Spec: spec})
+	ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+	defer cancel()
+	list, err := a.networks(ctx)
 	if err != nil {
 		return err
 	}
-	return httpapi.WriteJSON(w, http.StatusCreated, network.CreateResponse{ID: resp.GetNetwork().GetId()})
+	if slices.ContainsFunc(list, func(n network.Inspect) bool { return n.Name == req.Name }) {
+		return model.Errorf(model.Exists, "network with name %s already exists", req.Name)
+	}
+	resp, err := c.CreateNetwork(ctx, &api.CreateNetworkRequest{Spec: convert.StoreNetworkSpec(req)})
+	if err != nil {
+		return err
+	}
+	id := resp.GetNetwork().GetId()
+	awaitNetwork(ctx, c, id)
+	return httpapi.WriteJSON(w, http.StatusCreated, network.CreateResponse{ID: id})
+}
+
+// allocationTimeout bounds how long a client waits for a new network's subnets. They come
+// as fast as the log takes them; a network that cannot have any has its services say so.
+const allocationTimeout = time.Second
+
+// awaitNetwork returns once a network has its subnets, or after allocationTimeout.
+func awaitNetwork(ctx context.Context, c api.ControlClient, id string) {
+	ctx, cancel := context.WithTimeout(ctx, allocationTimeout)
+	defer cancel()
+	for pause := 2 * time.Millisecond; ; pause *= 2 {
+		resp, err := c.GetNetwork(ctx, &api.GetNetworkRequest{NetworkId: id})
+		if err != nil || resp.GetNetwork().GetDriverState() != nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
 }
 
 func (a *API) removeNetwork(w http.ResponseWriter, r *http.Request) error {
@@ -259,10 +339,41 @@ func (a *API) removeNetwork(w http.ResponseWriter, r *http.Request) error {
 	return httpapi.Empty(w, http.StatusNoContent)
 }
 
-// pruneNetworks has nothing to remove while users cannot make networks.
-func pruneNetworks(w http.ResponseWriter, r *http.Request) error {
-	if _, err := httpapi.RequestFilters(r, "until", "label", "label!"); err != nil {
+// pruneNetworks removes the networks of the swarm that nothing uses.
+func (a *API) pruneNetworks(w http.ResponseWriter, r *http.Request) error {
+	f, err := httpapi.RequestFilters(r, "until", "label", "label!")
+	if err != nil {
 		return err
 	}
-	return httpapi.WriteJSON(w, http.StatusOK, network.PruneReport{})
+	var until time.Time
+	for _, text := range f["until"] {
+		if until, err = httpapi.Until(text, time.Now()); err != nil {
+			return err
+		}
+	}
+	var report network.PruneReport
+	c, err := a.manager.Control()
+	if err != nil {
+		return httpapi.WriteJSON(w, http.StatusOK, report) // a worker has none
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+	defer cancel()
+	list, err := a.swarmNetworks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range list {
+		if n.Ingress || !f.Labels("label", n.Labels) || f.Has("label!") && f.Labels("label!", n.Labels) ||
+			!until.IsZero() && !n.Created.Before(until) {
+			continue
+		}
+		_, err := c.RemoveNetwork(ctx, &api.RemoveNetworkRequest{NetworkId: n.ID})
+		switch code := status.Code(err); {
+		case err == nil:
+			report.NetworksDeleted = append(report.NetworksDeleted, n.Name)
+		case code != codes.FailedPrecondition && code != codes.NotFound: // in use, or gone
+			return err
+		}
+	}
+	return httpapi.WriteJSON(w, http.StatusOK, report)
 }

@@ -22,6 +22,7 @@ func Describe(info runtime.Info, hostname, version string, labels map[string]str
 				{Type: "Network", Name: "bridge"},
 				{Type: "Network", Name: "host"},
 				{Type: "Network", Name: "null"},
+				{Type: "Network", Name: "overlay"},
 				{Type: "Volume", Name: "local"},
 			},
 		},

@@ -3,6 +3,7 @@ package convert
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
@@ -62,7 +63,52 @@ func DockerSwarmNetwork(n *api.Network) network.Network {
 	}
 	out.IPAM.Driver, out.IPAM.Options = ipam.GetDriver().GetName(), maps.Clone(ipam.GetDriver().GetOptions())
 	for _, c := range ipam.GetConfigs() {
-		out.IPAM.Config = append(out.IPAM.Config, network.IPAMConfig{Subnet: prefix(c.GetSubnet()), IPRange: prefix(c.GetRange()), Gateway: addr(c.GetGateway())})
+		config := network.IPAMConfig{Subnet: prefix(c.GetSubnet()), IPRange: prefix(c.GetRange()), Gateway: addr(c.GetGateway())}
+		for name, a := range c.GetReserved() {
+			if config.AuxAddress == nil {
+				config.AuxAddress = make(map[string]netip.Addr)
+			}
+			config.AuxAddress[name] = addr(a)
+		}
+		out.IPAM.Config = append(out.IPAM.Config, config)
 	}
 	return out
+}
+
+// StoreNetworkSpec returns what is stored of a network that a client asks for.
+func StoreNetworkSpec(req network.CreateRequest) *api.NetworkSpec {
+	out := &api.NetworkSpec{
+		Annotations:  &api.Annotations{Name: req.Name, Labels: maps.Clone(req.Labels)},
+		DriverConfig: &api.Driver{Name: req.Driver, Options: maps.Clone(req.Options)},
+		Ipv6Enabled:  req.EnableIPv6 != nil && *req.EnableIPv6, Internal: req.Internal, Attachable: req.Attachable, Ingress: req.Ingress,
+	}
+	if req.ConfigFrom != nil && req.ConfigFrom.Network != "" {
+		out.ConfigFrom = &api.NetworkSpec_Network{Network: req.ConfigFrom.Network}
+	}
+	if req.IPAM == nil {
+		return out
+	}
+	out.Ipam = &api.IPAMOptions{Driver: &api.Driver{Name: req.IPAM.Driver, Options: maps.Clone(req.IPAM.Options)}}
+	for _, c := range req.IPAM.Config {
+		config := &api.IPAMConfig{Subnet: text(c.Subnet), Range: text(c.IPRange), Gateway: text(c.Gateway)}
+		for name, a := range c.AuxAddress {
+			if config.Reserved == nil {
+				config.Reserved = make(map[string]string)
+			}
+			config.Reserved[name] = text(a)
+		}
+		out.Ipam.Configs = append(out.Ipam.Configs, config)
+	}
+	return out
+}
+
+// text writes an address or prefix; what is not set becomes "".
+func text[T interface {
+	IsValid() bool
+	String() string
+}](v T) string {
+	if !v.IsValid() {
+		return ""
+	}
+	return v.String()
 }

@@ -8,6 +8,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
+
+	"github.com/skep-dev/skep/core/model"
 )
 
 // Filters is a parsed `filters` query: for each key its values, sorted and distinct.
@@ -113,4 +116,19 @@ func (f Filters) Bool(key string, fallback bool) (bool, error) {
 		return false, Errorf(http.StatusBadRequest, "invalid filter '%s=[%s]'", key, strings.Join(f[key], " "))
 	}
 	return yes, nil
+}
+
+// Until reads a filter of that name: a unix time, an RFC 3339 time or a duration before now.
+func Until(text string, now time.Time) (time.Time, error) {
+	if d, err := time.ParseDuration(text); err == nil {
+		return now.Add(-d), nil
+	}
+	if t, err := time.Parse(time.RFC3339Nano, text); err == nil {
+		return t, nil
+	}
+	t, err := Time(text)
+	if err != nil {
+		return time.Time{}, model.Errorf(model.Invalid, "invalid filter 'until=%s'", text)
+	}
+	return t, nil
 }

@@ -161,26 +161,11 @@ func pruneOptions(r *http.Request, more ...string) (runtime.PruneOptions, httpap
 	}
 	opts := runtime.PruneOptions{Labels: f["label"], NotLabels: f["label!"]}
 	for _, text := range f["until"] {
-		if opts.Until, err = parseUntil(text, time.Now()); err != nil {
+		if opts.Until, err = httpapi.Until(text, time.Now()); err != nil {
 			return opts, nil, err
 		}
 	}
 	return opts, f, nil
-}
-
-// parseUntil reads a unix time, an RFC 3339 time or a duration before now.
-func parseUntil(text string, now time.Time) (time.Time, error) {
-	if d, err := time.ParseDuration(text); err == nil {
-		return now.Add(-d), nil
-	}
-	if t, err := time.Parse(time.RFC3339Nano, text); err == nil {
-		return t, nil
-	}
-	t, err := httpapi.Time(text)
-	if err != nil {
-		return time.Time{}, model.Errorf(model.Invalid, "invalid filter 'until=%s'", text)
-	}
-	return t, nil
 }
 
 func (a *API) pruneImages(w http.ResponseWriter, r *http.Request) error {

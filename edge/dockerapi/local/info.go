@@ -2,9 +2,11 @@ package local
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"os"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +14,8 @@ import (
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
+
+	"github.com/skep-dev/skep/core/model"
 )
 
 // Info fills in what `docker info` says about containers, images and the machine.
@@ -42,7 +46,7 @@ func (a *API) Info(ctx context.Context, info *system.Info) error {
 	info.Images = len(images)
 	info.Driver = facts.StorageDriver
 	info.Plugins = system.PluginsInfo{
-		Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file", "none"},
+		Volume: []string{"local"}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{"json-file", "none"},
 	}
 	info.MemoryLimit, info.SwapLimit, info.CPUCfsPeriod, info.CPUCfsQuota = true, true, true, true
 	info.CPUShares, info.CPUSet, info.PidsLimit, info.IPv4Forwarding = true, true, true, true
@@ -90,7 +94,8 @@ func (a *API) Distribution(ctx context.Context, ref string, auth *registry.AuthC
 	return a.engine.Distribution(ctx, ref, auth)
 }
 
-// Networks lists this node's own networks with the containers on them.
+// Networks lists this node's own networks with the containers on them, then the networks
+// of the swarm that containers of this node are attached to.
 func (a *API) Networks(ctx context.Context) ([]network.Inspect, error) {
 	all, err := a.engine.List(ctx)
 	if err != nil {
@@ -102,27 +107,50 @@ func (a *API) Networks(ctx context.Context) ([]network.Inspect, error) {
 		if name == "none" {
 			driver = "null"
 		}
-		n := network.Inspect{Containers: map[string]network.EndpointResource{}}
-		n.Name, n.ID, n.Driver, n.Scope, n.EnableIPv4 = name, localID(a.cfg.DaemonID, name), driver, "local", name == "bridge"
-		n.IPAM = network.IPAM{Driver: "default", Config: []network.IPAMConfig{}}
-		n.Options, n.Labels = map[string]string{}, map[string]string{}
-		for _, c := range all {
-			if c.NetworkSettings == nil || !c.State.Running {
-				continue
-			}
+		n := emptyNetwork(name, localID(a.cfg.DaemonID, name), driver, "local")
+		n.EnableIPv4 = name == "bridge"
+		out = append(out, n)
+	}
+	for _, c := range all {
+		if c.NetworkSettings == nil || !c.State.Running {
+			continue
+		}
+		for _, name := range slices.Sorted(maps.Keys(c.NetworkSettings.Networks)) {
 			endpoint := c.NetworkSettings.Networks[name]
 			if endpoint == nil {
 				continue
 			}
-			e := network.EndpointResource{Name: strings.TrimPrefix(c.Name, "/"), EndpointID: endpoint.EndpointID, MacAddress: endpoint.MacAddress}
-			if endpoint.IPAddress.IsValid() {
-				e.IPv4Address = netip.PrefixFrom(endpoint.IPAddress, endpoint.IPPrefixLen)
-				prefix := e.IPv4Address.Masked()
-				n.IPAM.Config = []network.IPAMConfig{{Subnet: prefix, Gateway: endpoint.Gateway}}
+			i := slices.IndexFunc(out, func(n network.Inspect) bool { return n.Name == name })
+			if i < 0 && len(endpoint.NetworkID) == model.IDLength {
+				n := emptyNetwork(name, endpoint.NetworkID, "overlay", "swarm")
+				n.EnableIPv4 = true
+				i, out = len(out), append(out, n)
 			}
-			n.Containers[c.ID] = e
+			if i >= 0 {
+				addEndpoint(&out[i], c.ID, strings.TrimPrefix(c.Name, "/"), endpoint)
+			}
 		}
-		out = append(out, n)
 	}
 	return out, nil
+}
+
+func emptyNetwork(name, id, driver, scope string) network.Inspect {
+	n := network.Inspect{Containers: map[string]network.EndpointResource{}}
+	n.Name, n.ID, n.Driver, n.Scope = name, id, driver, scope
+	n.IPAM = network.IPAM{Driver: "default", Config: []network.IPAMConfig{}}
+	n.Options, n.Labels = map[string]string{}, map[string]string{}
+	return n
+}
+
+func addEndpoint(n *network.Inspect, containerID, name string, endpoint *network.EndpointSettings) {
+	e := network.EndpointResource{Name: name, EndpointID: endpoint.EndpointID, MacAddress: endpoint.MacAddress}
+	if endpoint.IPAddress.IsValid() {
+		e.IPv4Address = netip.PrefixFrom(endpoint.IPAddress, endpoint.IPPrefixLen)
+		n.IPAM.Config = []network.IPAMConfig{{Subnet: e.IPv4Address.Masked(), Gateway: endpoint.Gateway}}
+	}
+	if endpoint.GlobalIPv6Address.IsValid() {
+		e.IPv6Address = netip.PrefixFrom(endpoint.GlobalIPv6Address, endpoint.GlobalIPv6PrefixLen)
+		n.EnableIPv6 = true
+	}
+	n.Containers[containerID] = e
 }
