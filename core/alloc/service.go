@@ -72,52 +72,58 @@ func (s *State) Service(v *api.Service) (*api.Service, error) {
 	return v, nil
 }
 
-// publish gives a service's ports in ingress mode their numbers.
+// publish gives a service's ports in ingress mode their numbers: first those that it asks
+// for, then those that it had, then any.
 func (g *grant) publish(v *api.Service, want *api.Endpoint) error {
-	used := make([]bool, len(v.GetEndpoint().GetPorts()))
+	given := make(map[claim]bool)
 	for _, wanted := range want.GetSpec().GetPorts() {
 		p := model.Clone(wanted)
 		want.Ports = append(want.Ports, p)
-		pool := g.ports[p.GetProtocol()]
-		protocol := strings.ToLower(p.GetProtocol().String())
-		switch {
-		case pool == nil:
-			return blocked(Ports, "port %d: the protocol %s is not known", p.GetTargetPort(), protocol)
-		case p.GetPublishMode() != api.PortConfig_INGRESS:
-			if p.GetPublishedPort() != 0 {
-				g.hold(pool, uint64(p.GetPublishedPort()))
-			}
-		case p.GetPublishedPort() != 0:
-			if p.GetPublishedPort() > maxPort || !g.want(pool, uint64(p.GetPublishedPort())) {
-				return blocked(Ports, "port %d/%s is published by another service: remove that publication, or publish this service on another port", p.GetPublishedPort(), protocol)
-			}
-		default:
-			p.PublishedPort = g.former(v, wanted, pool, used)
-			if p.GetPublishedPort() != 0 {
-				continue
-			}
-			n, ok := g.take(pool)
-			if !ok {
-				return blocked(Ports, "all ports from %d to %d are published for %s: choose a free port with --publish published=PORT, or remove services that publish ports", firstDynamic, lastDynam, protocol)
-			}
-			p.PublishedPort = uint32(n)
+		if p.GetPublishedPort() == 0 {
+			continue
 		}
+		pool, port := g.ports[p.GetProtocol()], uint64(p.GetPublishedPort())
+		switch ingress := p.GetPublishMode() == api.PortConfig_INGRESS; {
+		case pool == nil:
+			return blocked(Ports, "port %d: the protocol %d is not known", p.GetTargetPort(), p.GetProtocol())
+		case ingress && (port > maxPort || !g.want(pool, port)):
+			return blocked(Ports, "port %d/%s is published by another service: remove that publication, or publish this service on another port", port, protocolOf(p))
+		case !ingress:
+			g.hold(pool, port)
+		}
+		given[claim{pool, port}] = true
+	}
+	for _, p := range want.GetPorts() {
+		pool := g.ports[p.GetProtocol()]
+		if pool == nil || p.GetPublishedPort() != 0 || p.GetPublishMode() != api.PortConfig_INGRESS {
+			continue
+		}
+		n, ok := g.former(v, p, pool, given)
+		if !ok {
+			n, ok = g.take(pool)
+		}
+		if !ok {
+			return blocked(Ports, "all ports from %d to %d are published for %s: choose a free port with --publish published=PORT, or remove services that publish ports", firstDynamic, lastDynam, protocolOf(p))
+		}
+		given[claim{pool, n}] = true
+		p.PublishedPort = uint32(n)
 	}
 	return nil
 }
 
-// former returns the number that a port without one of its own had until now, or zero.
-// used are the service's present ports that have a successor already.
-func (g *grant) former(v *api.Service, wanted *api.PortConfig, pool *pool, used []bool) uint32 {
-	for i, old := range v.GetEndpoint().GetPorts() {
-		if !used[i] && old.GetPublishedPort() != 0 && old.GetName() == wanted.GetName() && old.GetProtocol() == wanted.GetProtocol() &&
-			old.GetTargetPort() == wanted.GetTargetPort() && old.GetPublishMode() == wanted.GetPublishMode() &&
-			g.want(pool, uint64(old.GetPublishedPort())) {
-			used[i] = true
-			return old.GetPublishedPort()
+func protocolOf(p *api.PortConfig) string { return strings.ToLower(p.GetProtocol().String()) }
+
+// former returns the number that a port without one of its own had until now, unless it
+// was given to another of the service's ports.
+func (g *grant) former(v *api.Service, p *api.PortConfig, pool *pool, given map[claim]bool) (uint64, bool) {
+	for _, old := range v.GetEndpoint().GetPorts() {
+		n := uint64(old.GetPublishedPort())
+		if n != 0 && !given[claim{pool, n}] && old.GetName() == p.GetName() && old.GetProtocol() == p.GetProtocol() &&
+			old.GetTargetPort() == p.GetTargetPort() && old.GetPublishMode() == p.GetPublishMode() && g.want(pool, n) {
+			return n, true
 		}
 	}
-	return 0
+	return 0, false
 }
 
 // virtual gives a service an address in each of its networks.
