@@ -1,0 +1,84 @@
+package dispatcher
+
+import (
+	"context"
+	"crypto/rand"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/store"
+	"github.com/skep-dev/skep/platform/wire"
+)
+
+// AttachNetwork makes a task that stands for a container which a node started by itself
+// and wants in a network of the swarm. The node learns its addresses as an assignment.
+func (d *Dispatcher) AttachNetwork(ctx context.Context, req *api.AttachNetworkRequest) (*api.AttachNetworkResponse, error) {
+	nodeID, _, err := d.cfg.Caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	target := req.GetConfig().GetTarget()
+	if target == "" {
+		return nil, status.Error(codes.InvalidArgument, "no network given")
+	}
+	id, err := model.NewID(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	_, err = d.cfg.State.Update(ctx, func(tx *store.Tx) error {
+		s := tx.Snapshot()
+		n := s.Network(target)
+		if n == nil {
+			n = s.Network(s.IDByName(model.Networks, target))
+		}
+		switch {
+		case s.Node(nodeID) == nil:
+			return model.Errorf(model.NotFound, "node %s not found", nodeID)
+		case n == nil:
+			return model.Errorf(model.NotFound, "network %s not found", target)
+		case !n.GetSpec().GetAttachable():
+			return model.Errorf(model.Denied, "network %s not manually attachable", target)
+		}
+		return tx.Create(&api.Task{
+			Id: id, NodeId: nodeID, DesiredState: api.TaskState_RUNNING,
+			Spec: &api.TaskSpec{
+				Runtime:  &api.TaskSpec_Attachment{Attachment: &api.NetworkAttachmentSpec{ContainerId: req.GetContainerId()}},
+				Networks: []*api.NetworkAttachmentConfig{{Target: n.GetId(), Addresses: req.GetConfig().GetAddresses()}},
+			},
+			Status: &api.TaskStatus{State: api.TaskState_NEW, Timestamp: timestamppb.New(tx.Now()), Message: "created"},
+		})
+	})
+	if err != nil {
+		return nil, wire.ToStatus(err)
+	}
+	return &api.AttachNetworkResponse{AttachmentId: id}, nil
+}
+
+// DetachNetwork removes the task that AttachNetwork made.
+func (d *Dispatcher) DetachNetwork(ctx context.Context, req *api.DetachNetworkRequest) (*api.DetachNetworkResponse, error) {
+	nodeID, _, err := d.cfg.Caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	id := req.GetAttachmentId()
+	if id == "" {
+		return nil, status.Error(codes.InvalidArgument, "no attachment given")
+	}
+	_, err = d.cfg.State.Update(ctx, func(tx *store.Tx) error {
+		switch t := tx.Snapshot().Task(id); {
+		case t == nil || t.GetSpec().GetAttachment() == nil:
+			return model.Errorf(model.NotFound, "attachment %s not found", id)
+		case t.GetNodeId() != nodeID:
+			return model.Errorf(model.Denied, "attachment %s belongs to another node", id)
+		}
+		return tx.Remove(model.Tasks, id)
+	})
+	if err != nil {
+		return nil, wire.ToStatus(err)
+	}
+	return new(api.DetachNetworkResponse), nil
+}

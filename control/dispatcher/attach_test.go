@@ -1,0 +1,73 @@
+package dispatcher
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/control/replica"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/store"
+)
+
+func TestAttachNetwork(t *testing.T) {
+	state := replica.NewMemory(store.Empty())
+	named := func(id, name string, attachable bool) *api.Network {
+		return &api.Network{Id: id, Spec: &api.NetworkSpec{Annotations: &api.Annotations{Name: name}, Attachable: attachable}}
+	}
+	if _, err := state.Update(t.Context(), func(tx *store.Tx) error {
+		for _, o := range []model.Object{
+			&api.Node{Id: "n1"}, &api.Node{Id: "n2"}, named("open", "front", true), named("shut", "back", false), &api.Task{Id: "service", NodeId: "n1"},
+		} {
+			if err := tx.Create(o); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	caller := "n1"
+	d := New(Config{State: state, Log: slog.New(slog.DiscardHandler), Caller: func(context.Context) (string, string, error) { return caller, "", nil }})
+	attach := func(target string) (string, error) {
+		resp, err := d.AttachNetwork(t.Context(), &api.AttachNetworkRequest{
+			ContainerId: "c1", Config: &api.NetworkAttachmentConfig{Target: target, Addresses: []string{"10.0.0.9"}},
+		})
+		return resp.GetAttachmentId(), err
+	}
+	for target, want := range map[string]codes.Code{"": codes.InvalidArgument, "nope": codes.NotFound, "back": codes.PermissionDenied, "shut": codes.PermissionDenied} {
+		if _, err := attach(target); status.Code(err) != want {
+			t.Errorf("%q: %v, want %s", target, err, want)
+		}
+	}
+	id, err := attach("front")
+	if err != nil {
+		t.Fatal(err)
+	}
+	task := state.View().Task(id)
+	if got := task.GetSpec().GetNetworks(); len(got) != 1 || got[0].GetTarget() != "open" || got[0].GetAddresses()[0] != "10.0.0.9" ||
+		task.GetNodeId() != "n1" || task.GetSpec().GetAttachment().GetContainerId() != "c1" || task.GetDesiredState() != api.TaskState_RUNNING {
+		t.Errorf("task %v", task)
+	}
+	detach := func(id string) codes.Code {
+		_, err := d.DetachNetwork(t.Context(), &api.DetachNetworkRequest{AttachmentId: id})
+		return status.Code(err)
+	}
+	caller = "n2"
+	if code := detach(id); code != codes.PermissionDenied {
+		t.Errorf("another node's: %s", code)
+	}
+	caller = "n1"
+	for _, tt := range []struct {
+		id   string
+		want codes.Code
+	}{{"", codes.InvalidArgument}, {"service", codes.NotFound}, {id, codes.OK}, {id, codes.NotFound}} {
+		if code := detach(tt.id); code != tt.want {
+			t.Errorf("%q: %s, want %s", tt.id, code, tt.want)
+		}
+	}
+}
