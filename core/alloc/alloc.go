@@ -244,6 +244,8 @@ type grant struct {
 	*State
 	owner owner
 	added []claim
+	// taken says which of added were chosen, rather than asked for.
+	taken []bool
 }
 
 // has reports whether the owner holds a number already.
@@ -262,7 +264,7 @@ func (g *grant) has(p *pool, v uint64) bool {
 func (g *grant) hold(p *pool, v uint64) {
 	if !g.has(p, v) {
 		p.hold(v)
-		g.added = append(g.added, claim{p, v})
+		g.added, g.taken = append(g.added, claim{p, v}), append(g.taken, false)
 	}
 }
 
@@ -279,7 +281,7 @@ func (g *grant) want(p *pool, v uint64) bool {
 func (g *grant) take(p *pool) (uint64, bool) {
 	v, ok := p.take(nil)
 	if ok {
-		g.added = append(g.added, claim{p, v})
+		g.added, g.taken = append(g.added, claim{p, v}), append(g.taken, true)
 	}
 	return v, ok
 }
@@ -292,11 +294,17 @@ func (g *grant) keep() {
 	}
 }
 
-// undo ends a grant that was not completed.
-func (g *grant) undo() {
-	for _, c := range g.added {
-		c.pool.drop(c.value)
+// undo takes back all that was added after the first n.
+func (g *grant) undo(n int) {
+	for i := len(g.added) - 1; i >= n; i-- {
+		c := g.added[i]
+		if g.taken[i] {
+			c.pool.back(c.value)
+		} else {
+			c.pool.drop(c.value)
+		}
 	}
+	g.added, g.taken = g.added[:n], g.taken[:n]
 }
 
 // setCluster takes over the default pools. They only change when a swarm is founded.

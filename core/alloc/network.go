@@ -315,15 +315,12 @@ func (s *State) freeSubnet(from []*subnetPool) (netip.Prefix, bool) {
 	for _, a := range from {
 		v, ok := a.take(func(v uint64) bool { return !s.subnets.overlaps(nth(a.prefix, a.size, v)) })
 		if ok {
-			a.release(v)
+			a.back(v)
 			return nth(a.prefix, a.size, v), true
 		}
 	}
 	return netip.Prefix{}, false
 }
-
-// release undoes a take for somebody who is about to hold the number.
-func (p *subnetPool) release(v uint64) { p.drop(v) }
 
 func (s *State) poolNames() string {
 	names := make([]string, 0, len(s.auto))
@@ -344,8 +341,8 @@ func (s *State) networkVNIs(n *api.Network) *BlockedError {
 	}
 	var taken []uint64
 	defer func() {
-		for _, v := range taken { // held again with the network
-			s.vnis.drop(v)
+		for _, v := range slices.Backward(taken) { // held again with the network
+			s.vnis.back(v)
 		}
 	}()
 	for _, c := range n.GetIpam().GetConfigs() {

@@ -110,3 +110,25 @@ func (p *pool) take(ok func(uint64) bool) (uint64, bool) {
 	}
 	return 0, false
 }
+
+// back undoes the latest takes that were not undone, in reverse order: the number was
+// never used, so it is the next again.
+func (p *pool) back(v uint64) {
+	if p.held[v] > 1 {
+		p.held[v]--
+		return
+	}
+	delete(p.held, v)
+	before := p.next - 1
+	if p.next == p.lo {
+		before = p.hi
+	}
+	if before == v && p.fresh <= p.hi-p.lo {
+		p.next = v
+		p.fresh++
+		return
+	}
+	p.places++
+	p.resting[v] = p.places
+	p.queue = append([]rested{{v, p.places}}, p.queue...)
+}

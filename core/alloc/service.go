@@ -60,7 +60,7 @@ func (s *State) Service(v *api.Service) (*api.Service, error) {
 		err = g.virtual(v, want)
 	}
 	if err != nil {
-		g.undo()
+		g.undo(0)
 		return nil, err
 	}
 	g.keep()
@@ -228,10 +228,7 @@ func (g *grant) addresses(n *network, present []string) ([]string, error) {
 			cidr = g.any(n, family)
 		}
 		if cidr == "" {
-			for _, c := range g.added[before:] {
-				c.pool.drop(c.value)
-			}
-			g.added = g.added[:before]
+			g.undo(before)
 			return nil, n.exhausted(family)
 		}
 		out = append(out, cidr)

@@ -71,7 +71,7 @@ func (s *State) Task(t *api.Task, v *api.Service, service error, now time.Time) 
 		attachments, err = g.attach(t, v)
 	}
 	if err != nil {
-		g.undo()
+		g.undo(0)
 		return explain(t, err), err
 	}
 	g.keep()

@@ -1,0 +1,163 @@
+package manager
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/store"
+)
+
+func (s *swarm) network(id string, subnet string) {
+	s.Helper()
+	s.update(func(tx *store.Tx) error {
+		return tx.Create(&api.Network{Id: id, Spec: &api.NetworkSpec{
+			Annotations: &api.Annotations{Name: id}, Ipam: &api.IPAMOptions{Configs: []*api.IPAMConfig{{Subnet: subnet}}},
+		}})
+	})
+}
+
+func onNetwork(id string, replicas uint64, ports ...*api.PortConfig) *api.Service {
+	return &api.Service{Id: "web", SpecVersion: new(api.Version), Spec: &api.ServiceSpec{
+		Annotations: &api.Annotations{Name: "web"},
+		Task: &api.TaskSpec{
+			Runtime:  &api.TaskSpec_Container{Container: &api.ContainerSpec{Image: "good"}},
+			Networks: []*api.NetworkAttachmentConfig{{Target: id}},
+		},
+		Mode:     &api.ServiceSpec_Replicated{Replicated: &api.ReplicatedService{Replicas: replicas}},
+		Endpoint: &api.EndpointSpec{Ports: ports},
+	}}
+}
+
+// within waits until holds says nothing, at most for a while of the bubble's time.
+func (s *swarm) within(d time.Duration, holds func(*store.Snapshot) string) {
+	s.Helper()
+	deadline := time.Now().Add(d)
+	for {
+		synctest.Wait()
+		why := holds(s.state.View())
+		if why == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.Fatal(why)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func (s *swarm) runningIn(id string, n int) func(*store.Snapshot) string {
+	return func(v *store.Snapshot) string {
+		addrs := map[string]bool{}
+		for t := range v.TasksByService("web") {
+			for _, a := range t.GetNetworks() {
+				if t.GetStatus().GetState() == api.TaskState_RUNNING && a.GetNetwork().GetId() == id {
+					addrs[a.GetAddresses()[0]] = true
+				}
+			}
+		}
+		if len(addrs) == n {
+			return ""
+		}
+		return fmt.Sprintf("%d tasks run in %s, want %d", len(addrs), id, n)
+	}
+}
+
+// TestNetworks runs a published service on a network, over a change of leader.
+func TestNetworks(t *testing.T) {
+	run(t, 3, func(s *swarm) {
+		s.create(&api.Network{Id: "mesh", Spec: &api.NetworkSpec{Annotations: &api.Annotations{Name: "ingress"}, Ingress: true}})
+		s.network("front", "10.9.0.0/24")
+		s.update(func(tx *store.Tx) error { return tx.Create(onNetwork("front", 3, &api.PortConfig{TargetPort: 80})) })
+		s.within(10*time.Second, s.runningIn("front", 3))
+		v := s.state.View()
+		mesh := v.Network(v.IDByName(model.Networks, "ingress"))
+		if got := mesh.GetIpam().GetConfigs()[0].GetSubnet(); got != "10.0.0.0/24" {
+			t.Errorf("the ingress network has %s", got)
+		}
+		seen := map[string]bool{}
+		for n := range v.Nodes() {
+			a := n.GetAttachments()
+			if len(a) != 1 || a[0].GetNetwork().GetId() != mesh.GetId() || seen[a[0].GetAddresses()[0]] {
+				t.Errorf("node %s is attached to %v", n.GetId(), a)
+				continue
+			}
+			seen[a[0].GetAddresses()[0]] = true
+		}
+		e := v.Service("web").GetEndpoint()
+		if len(e.GetVirtualIps()) != 2 || e.GetPorts()[0].GetPublishedPort() != 30000 {
+			t.Errorf("endpoint %v", e)
+		}
+		s.lead()
+		s.update(func(tx *store.Tx) error {
+			web := model.Clone(tx.Snapshot().Service("web"))
+			web.Spec.GetReplicated().Replicas = 6
+			return tx.Update(web)
+		})
+		s.within(10*time.Second, s.runningIn("front", 6))
+	})
+}
+
+// TestExhaustedNetwork has tasks wait for addresses, say so, and go on when there are some.
+func TestExhaustedNetwork(t *testing.T) {
+	run(t, 3, func(s *swarm) {
+		s.network("small", "10.9.0.0/29") // a gateway, a virtual and four other addresses
+		s.update(func(tx *store.Tx) error { return tx.Create(onNetwork("small", 6)) })
+		s.within(10*time.Second, s.runningIn("small", 4))
+		s.within(10*time.Second, func(v *store.Snapshot) string {
+			waiting := 0
+			for task := range v.TasksByService("web") {
+				if task.GetStatus().GetState() == api.TaskState_NEW && strings.Contains(task.GetStatus().GetErr(), "no free address left in 10.9.0.0/29") {
+					waiting++
+				}
+			}
+			if waiting != 2 {
+				return fmt.Sprintf("%d tasks say why they wait, want 2", waiting)
+			}
+			return ""
+		})
+		for task := range s.state.View().TasksByService("web") {
+			if task.GetStatus().GetState() == api.TaskState_RUNNING { // one makes room for another
+				s.update(func(tx *store.Tx) error { return tx.Remove(model.Tasks, task.GetId()) })
+				break
+			}
+		}
+		s.within(30*time.Second, s.runningIn("small", 4))
+	})
+}
+
+// TestSubnetComesFree has a network wait for the subnet of another one.
+func TestSubnetComesFree(t *testing.T) {
+	run(t, 1, func(s *swarm) {
+		s.network("first", "10.9.0.0/24")
+		s.network("second", "10.9.0.0/16")
+		s.update(func(tx *store.Tx) error { return tx.Create(onNetwork("second", 1)) })
+		s.within(10*time.Second, func(v *store.Snapshot) string {
+			for task := range v.TasksByService("web") {
+				if strings.Contains(task.GetStatus().GetErr(), "overlaps the subnet of another network") {
+					return ""
+				}
+			}
+			return "no task says what it waits for"
+		})
+		s.update(func(tx *store.Tx) error { return tx.Remove(model.Networks, "first") })
+		s.within(10*time.Second, s.runningIn("second", 1))
+	})
+}
+
+// TestFoundersMakeAnIngressNetwork checks that a new swarm has one.
+func TestFoundersMakeAnIngressNetwork(t *testing.T) {
+	run(t, 0, func(s *swarm) {
+		s.within(time.Second, func(v *store.Snapshot) string {
+			n := v.Network(v.IDByName(model.Networks, "ingress"))
+			if c := n.GetIpam().GetConfigs(); len(c) != 1 || c[0].GetSubnet() != "10.0.0.0/24" {
+				return fmt.Sprintf("the ingress network is %v", n)
+			}
+			return ""
+		})
+	})
+}
