@@ -248,21 +248,21 @@ type grant struct {
 	taken []bool
 }
 
-// has reports whether the owner holds a number already.
-func (g *grant) has(p *pool, v uint64) bool {
+// has counts how often the owner holds a number already.
+func (g *grant) has(p *pool, v uint64) (n uint32) {
 	for _, list := range [][]claim{g.claims[g.owner], g.added} {
 		for _, c := range list {
 			if c.pool == p && c.value == v {
-				return true
+				n++
 			}
 		}
 	}
-	return false
+	return n
 }
 
 // hold gives the owner a number that it may hold already.
 func (g *grant) hold(p *pool, v uint64) {
-	if !g.has(p, v) {
+	if g.has(p, v) == 0 {
 		p.hold(v)
 		g.added, g.taken = append(g.added, claim{p, v}), append(g.taken, false)
 	}
@@ -270,7 +270,7 @@ func (g *grant) hold(p *pool, v uint64) {
 
 // want gives the owner a number unless somebody else holds it.
 func (g *grant) want(p *pool, v uint64) bool {
-	if !g.has(p, v) && p.held[v] > 0 {
+	if p.held[v] > g.has(p, v) {
 		return false
 	}
 	g.hold(p, v)
