@@ -1,0 +1,329 @@
+package netplan
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	skepv1 "github.com/skep-dev/skep/api/skepv1"
+)
+
+// Key names one attachment of one task to one network.
+type Key struct{ Network, Task string }
+
+func (k Key) compare(o Key) int {
+	return cmp.Or(cmp.Compare(k.Network, o.Network), cmp.Compare(k.Task, o.Task))
+}
+
+// set is a set of keys of other maps.
+type set[K comparable] map[K]struct{}
+
+// State is everything a node knows of the swarm's networks: all its updates merged.
+type State struct {
+	node      *skepv1.LocalNode
+	version   uint64
+	networks  map[string]*skepv1.OverlayNetwork
+	services  map[string]*skepv1.BalancedService
+	endpoints map[Key]*endpoint
+
+	members   map[string]*members // by network
+	byService map[string]set[Key]
+	named     map[string]set[string] // ids of services by name
+}
+
+// members is the index of one network.
+type members struct {
+	byTask  map[string]*endpoint
+	byAddr  map[netip.Addr]set[string] // tasks
+	byName  map[string]set[string]     // tasks by their name and id
+	byAlias map[string]set[string]     // tasks by aliases of their service
+	locals  map[netip.Addr]Local
+	local   map[string]set[netip.Addr] // addresses of locals by name
+}
+
+// endpoint is an OverlayEndpoint with its addresses read.
+type endpoint struct {
+	*skepv1.OverlayEndpoint
+
+	at     netip.Addr // of its node
+	v4, v6 netip.Addr // zero without one
+}
+
+// addr returns the address of the same family as a, or zero.
+func (e *endpoint) addr(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return e.v4
+	}
+	return e.v6
+}
+
+// Local is a sandbox of this node in one network.
+type Local struct {
+	// Addr and Addr6 are its addresses; Addr6 may be zero.
+	Addr, Addr6 netip.Addr
+	// Names are further names of the container: its host name, ids and aliases.
+	Names []string
+}
+
+// NewState returns a State that knows nothing.
+func NewState() *State {
+	return &State{
+		node: &skepv1.LocalNode{}, networks: map[string]*skepv1.OverlayNetwork{}, services: map[string]*skepv1.BalancedService{},
+		endpoints: map[Key]*endpoint{}, members: map[string]*members{}, byService: map[string]set[Key]{}, named: map[string]set[string]{},
+	}
+}
+
+// Node returns what is known of the node itself; never nil.
+func (s *State) Node() *skepv1.LocalNode { return s.node }
+
+// Version returns the version of the last update.
+func (s *State) Version() uint64 { return s.version }
+
+// Network returns a network, or nil.
+func (s *State) Network(id string) *skepv1.OverlayNetwork { return s.networks[id] }
+
+// Networks returns the ids of all networks, sorted.
+func (s *State) Networks() []string { return slices.Sorted(maps.Keys(s.networks)) }
+
+// Ingress returns the network of the routing mesh, or nil.
+func (s *State) Ingress() *skepv1.OverlayNetwork {
+	for _, id := range s.Networks() {
+		if s.networks[id].GetIngress() {
+			return s.networks[id]
+		}
+	}
+	return nil
+}
+
+// Snapshot returns everything as one complete update.
+func (s *State) Snapshot() *skepv1.NetworkUpdate {
+	u := &skepv1.NetworkUpdate{Complete: true, Version: s.version, Node: s.node}
+	for _, id := range s.Networks() {
+		u.Networks = append(u.Networks, s.networks[id])
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(s.endpoints), Key.compare) {
+		u.Endpoints = append(u.Endpoints, s.endpoints[k].OverlayEndpoint)
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.services)) {
+		u.Services = append(u.Services, s.services[id])
+	}
+	return u
+}
+
+// Increment returns u without what s holds already. What is both removed and set is set. A complete update becomes the
+// difference: what it does not list is removed.
+func (s *State) Increment(u *skepv1.NetworkUpdate) *skepv1.NetworkUpdate {
+	out := &skepv1.NetworkUpdate{
+		Version: u.GetVersion(), Withdrawn: u.GetWithdrawn(),
+	}
+	if u.GetNode() != nil && !proto.Equal(u.GetNode(), s.node) {
+		out.Node = u.GetNode()
+	}
+	listed := set[string]{}
+	for _, n := range u.GetNetworks() {
+		listed[n.GetId()] = struct{}{}
+		if !proto.Equal(n, s.networks[n.GetId()]) {
+			out.Networks = append(out.Networks, n)
+		}
+	}
+	out.RemovedNetworks = removed(s.networks, listed, u.GetRemovedNetworks(), u.GetComplete())
+	clear(listed)
+	for _, v := range u.GetServices() {
+		listed[v.GetId()] = struct{}{}
+		if !proto.Equal(v, s.services[v.GetId()]) {
+			out.Services = append(out.Services, v)
+		}
+	}
+	out.RemovedServices = removed(s.services, listed, u.GetRemovedServices(), u.GetComplete())
+	s.incrementEndpoints(out, u)
+	return out
+}
+
+// removed returns which ids of m an update removes: those named, or, if it is complete,
+// all that it does not list. What it lists stays.
+func removed[V any](m map[string]V, listed set[string], ids []string, complete bool) []string {
+	if complete {
+		ids = slices.Sorted(maps.Keys(m))
+	}
+	var out []string
+	for _, id := range ids {
+		_, here := m[id]
+		if _, stays := listed[id]; here && !stays {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+func (s *State) incrementEndpoints(out, u *skepv1.NetworkUpdate) {
+	listed := make(set[Key], len(u.GetEndpoints()))
+	for _, e := range u.GetEndpoints() {
+		k := keyOf(e.GetKey())
+		listed[k] = struct{}{}
+		if had := s.endpoints[k]; had == nil || !proto.Equal(had.OverlayEndpoint, e) {
+			out.Endpoints = append(out.Endpoints, e)
+		}
+	}
+	if !u.GetComplete() {
+		for _, k := range u.GetRemovedEndpoints() {
+			if _, set := listed[keyOf(k)]; !set && s.endpoints[keyOf(k)] != nil {
+				out.RemovedEndpoints = append(out.RemovedEndpoints, k)
+			}
+		}
+		return
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(s.endpoints), Key.compare) {
+		if _, ok := listed[k]; !ok {
+			out.RemovedEndpoints = append(out.RemovedEndpoints, &skepv1.EndpointKey{NetworkId: k.Network, TaskId: k.Task})
+		}
+	}
+}
+
+func keyOf(k *skepv1.EndpointKey) Key { return Key{k.GetNetworkId(), k.GetTaskId()} }
+
+// merge takes over an increment. Removals come first: an endpoint that moves is removed
+// and set at once in what is leaving.
+func (s *State) merge(u *skepv1.NetworkUpdate) {
+	s.version = max(s.version, u.GetVersion())
+	if u.GetNode() != nil {
+		s.node = u.GetNode()
+	}
+	for _, k := range u.GetRemovedEndpoints() {
+		s.dropEndpoint(keyOf(k))
+	}
+	for _, id := range u.GetRemovedServices() {
+		s.dropService(id)
+	}
+	for _, id := range u.GetRemovedNetworks() {
+		delete(s.networks, id)
+	}
+	for _, n := range u.GetNetworks() {
+		s.networks[n.GetId()] = n
+	}
+	for _, v := range u.GetServices() {
+		s.dropService(v.GetId())
+		s.services[v.GetId()] = v
+		link(s.named, lower(v.GetName()), v.GetId())
+	}
+	for _, e := range u.GetEndpoints() {
+		s.putEndpoint(e)
+	}
+}
+
+func (s *State) dropService(id string) {
+	if v := s.services[id]; v != nil {
+		unlink(s.named, lower(v.GetName()), id)
+		delete(s.services, id)
+	}
+}
+
+func (s *State) network(id string) *members {
+	m := s.members[id]
+	if m == nil {
+		m = &members{
+			byTask: map[string]*endpoint{}, byAddr: map[netip.Addr]set[string]{}, byName: map[string]set[string]{},
+			byAlias: map[string]set[string]{}, locals: map[netip.Addr]Local{}, local: map[string]set[netip.Addr]{},
+		}
+		s.members[id] = m
+	}
+	return m
+}
+
+func (s *State) putEndpoint(msg *skepv1.OverlayEndpoint) {
+	k := keyOf(msg.GetKey())
+	s.dropEndpoint(k)
+	e := readEndpoint(msg)
+	s.endpoints[k] = e
+	m := s.network(k.Network)
+	m.byTask[k.Task] = e
+	for _, a := range []netip.Addr{e.v4, e.v6} {
+		if a.IsValid() {
+			link(m.byAddr, a, k.Task)
+		}
+	}
+	for _, name := range endpointNames(msg) {
+		link(m.byName, name, k.Task)
+	}
+	for _, alias := range msg.GetAliases() {
+		link(m.byAlias, lower(alias), k.Task)
+	}
+	if id := msg.GetServiceId(); id != "" {
+		link(s.byService, id, k)
+	}
+}
+
+func (s *State) dropEndpoint(k Key) {
+	e := s.endpoints[k]
+	if e == nil {
+		return
+	}
+	delete(s.endpoints, k)
+	m := s.members[k.Network]
+	delete(m.byTask, k.Task)
+	for _, a := range []netip.Addr{e.v4, e.v6} {
+		unlink(m.byAddr, a, k.Task)
+	}
+	for _, name := range endpointNames(e.OverlayEndpoint) {
+		unlink(m.byName, name, k.Task)
+	}
+	for _, alias := range e.GetAliases() {
+		unlink(m.byAlias, lower(alias), k.Task)
+	}
+	unlink(s.byService, e.GetServiceId(), k)
+	if len(m.byTask)+len(m.locals) == 0 {
+		delete(s.members, k.Network)
+	}
+}
+
+// endpointNames returns the names of the endpoint itself. A node's own attachment has none.
+func endpointNames(e *skepv1.OverlayEndpoint) []string {
+	if e.GetName() == "" {
+		return nil
+	}
+	names := []string{lower(e.GetName())}
+	if id := lower(e.GetKey().GetTaskId()); id != names[0] && id != "" {
+		names = append(names, id)
+	}
+	return names
+}
+
+func readEndpoint(msg *skepv1.OverlayEndpoint) *endpoint {
+	e := &endpoint{OverlayEndpoint: msg}
+	e.at, _ = netip.ParseAddr(msg.GetNodeAddr())
+	for _, text := range msg.GetAddresses() {
+		switch a := prefixAddr(text); {
+		case a.Is4():
+			e.v4 = a
+		case a.Is6():
+			e.v6 = a
+		}
+	}
+	return e
+}
+
+// prefixAddr reads an address with or without its prefix length; zero when it is none.
+func prefixAddr(text string) netip.Addr {
+	text, _, _ = strings.Cut(text, "/")
+	a, _ := netip.ParseAddr(text)
+	return a.Unmap()
+}
+
+func lower(name string) string { return strings.ToLower(name) }
+
+func link[K, V comparable](m map[K]set[V], k K, v V) {
+	if m[k] == nil {
+		m[k] = set[V]{}
+	}
+	m[k][v] = struct{}{}
+}
+
+func unlink[K, V comparable](m map[K]set[V], k K, v V) {
+	delete(m[k], v)
+	if len(m[k]) == 0 {
+		delete(m, k)
+	}
+}
