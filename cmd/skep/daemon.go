@@ -54,13 +54,13 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 		return err
 	}
 	defer release()
+	registry := prometheus.NewRegistry()
 	network, err := dataplane.New(dataplane.Config{
-		Dir: filepath.Join(d.DataRoot, "network"), ExecDir: filepath.Join(d.ExecRoot, "netns"), Address: bridge, Log: log,
+		Dir: filepath.Join(d.DataRoot, "network"), ExecDir: filepath.Join(d.ExecRoot, "netns"), Address: bridge, Log: log, Registerer: registry,
 	})
 	if err != nil {
 		return err
 	}
-	registry := prometheus.NewRegistry()
 	engine, err := containerd.New(ctx, containerd.Config{
 		Root: d.DataRoot, State: filepath.Join(d.ExecRoot, "c"), Address: d.Containerd, BinDir: filepath.Dir(executable),
 		Namespace: namespace(d), Runtime: d.Runtime, CgroupParent: d.CgroupParent, InsecureRegistries: d.Insecure,
@@ -88,7 +88,7 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 	if withTasks {
 		err = errors.Join(err, network.Destroy(context.WithoutCancel(ctx)))
 	}
-	return err
+	return errors.Join(err, network.Close())
 }
 
 // namespace returns the daemon's namespace in containerd. One that it shares with others

@@ -1,9 +1,11 @@
-// Package dataplane gives the containers of a node their network: a namespace each, a
-// local bridge with addresses and a way out by NAT, and ports published on the host.
+// Package dataplane gives the containers of a node their network: a namespace each, the
+// swarm's overlay networks with names and balancing, a local bridge as the way out, ports
+// published on the host and through the routing mesh. docs/network.md describes it.
 //
-// The kernel is the truth and a small file remembers who has which address. One mutex
-// guards both; every method may be called from any goroutine and twice. Only our own
-// bridge, links and nftables table are ever touched. Overlay networks are to come.
+// The manager's updates say what should be (core/netplan), the kernel is compared with
+// that and mended, and two small files remember who has what. One mutex guards all of it;
+// every method may be called from any goroutine and twice. Only our own namespaces, links
+// and nftables tables are ever touched.
 package dataplane
 
 import (
@@ -15,16 +17,24 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/network"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
+	skepv1 "github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/netplan"
 	"github.com/skep-dev/skep/platform/disk"
 	"github.com/skep-dev/skep/worker/runtime"
 )
@@ -41,16 +51,32 @@ type Config struct {
 	// Address is the bridge's address and prefix; zero chooses a free private network.
 	Address netip.Prefix
 	Log     *slog.Logger
+	// Registerer takes the metrics; nil keeps them to the Dataplane.
+	Registerer prometheus.Registerer
 }
 
-// Dataplane implements runtime.Network.
+// Dataplane implements runtime.Network, and makes the kernel match the swarm's networks.
 type Dataplane struct {
-	cfg    Config
-	bridge string
+	cfg      Config
+	bridge   string
+	metrics  *metrics
+	hostNS   netns.NsHandle // the namespace of whoever called New
+	host     *netlink.Handle
+	names    *directory
+	forwards chan struct{} // holds a token for each question that waits for another resolver
 
-	mu       sync.Mutex
-	state    state
-	reserved map[string][]*reservation // by container id
+	mu        sync.Mutex
+	state     state
+	reserved  map[string][]*reservation // by container id
+	want      *netplan.State
+	changed   chan struct{} // closed and replaced when an update came
+	journal   *journal
+	sandboxes map[string]*sandbox // those on overlay networks, by container id
+	fabric    *fabric             // nil until there is an overlay network
+	local     watched
+	mesh      mesh
+	ready     bool // the local bridge was found or made
+	broken    bool // the kernel did not match when last looked at
 }
 
 // state is what leases.json holds.
@@ -65,13 +91,25 @@ type state struct {
 
 // lease is what one container has.
 type lease struct {
+	// Addr is in the local network; zero for containers on internal networks only.
 	Addr  netip.Addr
 	Ports []runtime.PortBinding
+	// The rest is set for containers on overlay networks.
+	Name     string                   `json:",omitempty"`
+	Hostname string                   `json:",omitempty"`
+	Overlays []runtime.OverlayRequest `json:",omitempty"`
+	DNS      []netip.Addr             `json:",omitempty"`
 }
 
-// New returns a Dataplane that has found what a former process left.
+// New returns a Dataplane that works in the calling thread's network namespace. What a
+// former process left is compared with what that process knew, and mended; containers'
+// questions are answered when New returns.
 func New(cfg Config) (*Dataplane, error) {
-	d := &Dataplane{cfg: cfg, bridge: cfg.Bridge, reserved: map[string][]*reservation{}}
+	d := &Dataplane{
+		cfg: cfg, bridge: cfg.Bridge, names: newDirectory(), forwards: make(chan struct{}, maxForwards),
+		reserved: map[string][]*reservation{}, want: netplan.NewState(), changed: make(chan struct{}),
+		journal: newJournal(cfg.ExecDir), sandboxes: map[string]*sandbox{},
+	}
 	if d.bridge == "" {
 		sum := sha256.Sum256([]byte(cfg.Dir))
 		d.bridge = "skep" + hex.EncodeToString(sum[:4])
@@ -81,25 +119,94 @@ func New(cfg Config) (*Dataplane, error) {
 			return nil, fmt.Errorf("set up network: %w", err)
 		}
 	}
-	if err := d.load(); err != nil {
+	var err error
+	if d.metrics, err = newMetrics(cfg.Registerer); err != nil {
 		return nil, err
 	}
-	switch {
-	case cfg.Address.IsValid():
-		d.state.Address = cfg.Address
-	case !d.state.Address.IsValid():
-		if err := d.claimNetwork(); err != nil {
-			return nil, err
-		}
+	if d.hostNS, err = netns.Get(); err != nil {
+		return nil, fmt.Errorf("find network namespace: %w", err)
 	}
+	if d.host, err = netlink.NewHandleAt(d.hostNS, unix.NETLINK_ROUTE); err != nil {
+		return nil, errors.Join(fmt.Errorf("open netlink: %w", err), d.hostNS.Close())
+	}
+	if err := d.recover(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// recover takes over what a former process left.
+func (d *Dataplane) recover() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for id, l := range d.state.Leases {
-		if _, _, err := d.reserve(id, l.Ports); err != nil {
-			cfg.Log.Warn("published port not held", slog.String("container_id", id), slog.Any("error", err))
+	if err := d.load(); err != nil {
+		return err
+	}
+	switch {
+	case d.cfg.Address.IsValid():
+		d.state.Address = d.cfg.Address
+	case !d.state.Address.IsValid():
+		if err := d.claimNetwork(); err != nil {
+			return err
 		}
 	}
-	return d, d.save()
+	for id, l := range d.state.Leases {
+		if _, _, err := d.reserve(id, l.Ports); err != nil {
+			d.cfg.Log.Warn("published port not held", slog.String("container_id", id), slog.Any("error", err))
+		}
+	}
+	if err := d.journal.load(func(u *skepv1.NetworkUpdate) {
+		d.names.merge(d.want.Merge(u).Update)
+	}); err != nil {
+		return err
+	}
+	for id, l := range d.state.Leases {
+		if len(l.Overlays) > 0 && pinned(d.netns(id)) {
+			d.setLocals(id, l, true)
+			d.sandboxes[id] = &sandbox{id: id, lease: l}
+		}
+	}
+	if err := d.answerFirst(); err != nil {
+		d.cfg.Log.Warn("container cannot ask for names", slog.Any("error", err))
+	}
+	if err := d.converge(&drift{repair: true, repairs: d.metrics.repairs}); err != nil {
+		d.broken = true
+		d.cfg.Log.Warn("network not as it should be", slog.Any("error", err))
+	}
+	return d.save()
+}
+
+// answerFirst opens the resolvers of all sandboxes. Callers hold mu.
+func (d *Dataplane) answerFirst() error {
+	var errs []error
+	for _, s := range d.sandboxes {
+		err := withinPath(d.netns(s.id), func(ns netns.NsHandle) (err error) { s.dns, err = d.listen(ns, s); return err })
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Close ends the answering of names and frees what the process holds. The kernel keeps
+// everything else, for the next process.
+func (d *Dataplane) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.sandboxes {
+		s.dns.close()
+		s.dns = nil
+	}
+	for id, held := range d.reserved {
+		for _, r := range held {
+			r.close()
+		}
+		delete(d.reserved, id)
+	}
+	if d.fabric != nil {
+		d.fabric.close()
+		d.fabric = nil
+	}
+	d.host.Close()
+	return d.hostNS.Close()
 }
 
 func (d *Dataplane) path() string { return filepath.Join(d.cfg.Dir, "leases.json") }
@@ -132,56 +239,130 @@ func (d *Dataplane) save() error {
 }
 
 // Attach implements runtime.Network.
-func (d *Dataplane) Attach(_ context.Context, req runtime.SandboxRequest) (runtime.Sandbox, error) {
+func (d *Dataplane) Attach(ctx context.Context, req runtime.SandboxRequest) (runtime.Sandbox, error) {
 	var s runtime.Sandbox
-	s.Nameservers, s.Search, s.Options = resolver(req.Mode == "host")
+	s.Nameservers, s.Search, s.Options = resolverSettings(req.Mode == "host")
 	switch req.Mode {
 	case "host":
 		s.NetworkName = "host"
 		return s, nil
 	case "none":
 		s.NetworkName, s.NetNS = "none", d.netns(req.ContainerID)
-		return s, d.makeNamespace(req.ContainerID)
+		return s, makeNamespace(s.NetNS)
 	case "", "default", "bridge":
 	default:
 		return s, model.Errorf(model.NotFound, "network %s not found", req.Mode)
 	}
+	if len(req.Overlays) > 0 {
+		if err := d.awaitNetworks(ctx, req.Overlays); err != nil {
+			return s, err
+		}
+		s.Nameservers = []string{resolverAddr.String()}
+		s.Options = append(slices.DeleteFunc(s.Options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }), "ndots:0")
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.ensureBridge(); err != nil {
-		return s, err
-	}
-	l, known := d.state.Leases[req.ContainerID]
-	if !known {
-		var err error
-		if l.Addr, err = d.allocate(); err != nil {
-			return s, err
-		}
-	}
-	ports, fresh, err := d.reserve(req.ContainerID, mergePorts(l.Ports, req.Ports))
+	l, err := d.lease(req)
 	if err != nil {
 		return s, err
 	}
-	l.Ports = ports
-	if !known || fresh {
-		d.state.Leases[req.ContainerID], d.state.Last = l, l.Addr
-		if err := d.save(); err != nil {
-			return s, err
-		}
-	}
-	err = d.connect(req.ContainerID, l.Addr)
-	if err == nil && len(l.Ports) > 0 {
-		err = d.publish(l, true)
-	}
-	if err != nil {
+	if err := d.attach(req.ContainerID, l); err != nil {
 		return s, errors.Join(fmt.Errorf("connect container %s: %w", req.ContainerID, err), d.drop(req.ContainerID))
 	}
 	s.NetNS, s.NetworkName, s.Ports = d.netns(req.ContainerID), "bridge", l.Ports
-	s.Endpoint = &network.EndpointSettings{
-		NetworkID: d.bridge, EndpointID: req.ContainerID, Gateway: d.state.Address.Addr(), IPAddress: l.Addr,
-		IPPrefixLen: d.state.Address.Bits(), MacAddress: network.HardwareAddr(mac(l.Addr)),
+	s.Overlays = endpoints(l, req.ContainerID)
+	if l.Addr.IsValid() {
+		s.Endpoint = &network.EndpointSettings{
+			NetworkID: d.bridge, EndpointID: req.ContainerID, Gateway: d.state.Address.Addr(), IPAddress: l.Addr,
+			IPPrefixLen: d.state.Address.Bits(), MacAddress: network.HardwareAddr(mac(l.Addr)),
+		}
 	}
 	return s, nil
+}
+
+// lease finds or makes what a container has, and saves it. Callers hold mu.
+func (d *Dataplane) lease(req runtime.SandboxRequest) (lease, error) {
+	l, known := d.state.Leases[req.ContainerID]
+	l.Name, l.Hostname, l.Overlays, l.DNS = "", "", nil, nil
+	if len(req.Overlays) > 0 {
+		l.Name, l.Hostname, l.Overlays, l.DNS = req.Name, req.Hostname, req.Overlays, req.DNS
+	}
+	want := req.Ports
+	switch {
+	case d.internal(req.Overlays):
+		l.Addr = netip.Addr{}
+		if len(want) > 0 {
+			d.cfg.Log.Warn("ports are not published: the container is on internal networks only", slog.String("container_id", req.ContainerID))
+			want = nil
+		}
+	case !l.Addr.IsValid():
+		var err error
+		if l.Addr, err = d.allocate(); err != nil {
+			return l, err
+		}
+	}
+	ports, fresh, err := d.reserve(req.ContainerID, mergePorts(l.Ports, want))
+	if err != nil {
+		return l, err
+	}
+	l.Ports = ports
+	if known && !fresh && len(l.Overlays) == 0 {
+		return l, nil
+	}
+	d.state.Leases[req.ContainerID] = l
+	if l.Addr.IsValid() {
+		d.state.Last = l.Addr
+	}
+	return l, d.save()
+}
+
+// internal reports whether no network of a container leads outside.
+func (d *Dataplane) internal(overlays []runtime.OverlayRequest) bool {
+	for _, o := range overlays {
+		if !d.want.Network(o.NetworkID).GetInternal() {
+			return false
+		}
+	}
+	return len(overlays) > 0
+}
+
+// attach makes a container's namespace and connects it. Callers hold mu.
+func (d *Dataplane) attach(id string, l lease) error {
+	if err := makeNamespace(d.netns(id)); err != nil {
+		return err
+	}
+	if l.Addr.IsValid() && !d.ready {
+		if err := d.ensureBridge(&drift{repair: true}); err != nil {
+			return err
+		}
+		d.ready = true
+	}
+	if len(l.Overlays) > 0 {
+		if err := d.addOverlays(id, l); err != nil {
+			return err
+		}
+	}
+	if !l.Addr.IsValid() {
+		return nil
+	}
+	err := d.join(id, l)
+	if err != nil { // perhaps somebody removed our bridge or table since
+		if err = d.ensureBridge(&drift{repair: true, repairs: d.metrics.repairs}); err == nil {
+			err = d.join(id, l)
+		}
+	}
+	return err
+}
+
+// join connects a container to the local network. Callers hold mu.
+func (d *Dataplane) join(id string, l lease) error {
+	if err := d.connect(id, l.Addr, fmt.Sprintf("eth%d", len(l.Overlays))); err != nil {
+		return err
+	}
+	if len(l.Ports) == 0 {
+		return nil
+	}
+	return d.publish(l, true)
 }
 
 // mergePorts keeps host ports that were chosen before.
@@ -248,12 +429,54 @@ func (d *Dataplane) drop(containerID string) error {
 		r.close()
 	}
 	delete(d.reserved, containerID)
-	errs = append(errs, d.removeNamespace(containerID))
+	if s := d.sandboxes[containerID]; s != nil {
+		s.dns.close()
+		delete(d.sandboxes, containerID)
+	}
+	errs = append(errs, removeNamespace(d.netns(containerID)))
 	if known {
 		delete(d.state.Leases, containerID)
 		errs = append(errs, d.save())
 	}
+	if len(l.Overlays) > 0 {
+		errs = append(errs, d.leave(containerID, l))
+	}
 	return errors.Join(errs...)
+}
+
+// leave takes a container out of its networks: what is elsewhere now is forwarded, and
+// networks without containers go away. Callers hold mu.
+func (d *Dataplane) leave(id string, l lease) error {
+	moved := d.setLocals(id, l, false)
+	if d.fabric == nil {
+		return nil
+	}
+	var entries []netplan.Entry
+	for _, f := range moved {
+		if _, ok := d.fabric.links[f.VNI]; ok {
+			entries = append(entries, f.Entries()...)
+		}
+	}
+	return errors.Join(program(d.fabric.ns, d.fabric.links, entries, true), d.tidySwitch(&drift{repair: true}))
+}
+
+// tidySwitch removes the networks that no container of this node is on, and the switch
+// with the last one. Callers hold mu.
+func (d *Dataplane) tidySwitch(x *drift) error {
+	needed := d.needed()
+	if len(needed) == 0 {
+		if !x.repair {
+			return nil
+		}
+		return errors.Join(d.ensureMesh(&drift{repair: true}), d.closeSwitch())
+	}
+	vnis := map[uint32]bool{}
+	for _, n := range needed {
+		for _, g := range netplan.Segments(n) {
+			vnis[g.VNI] = true
+		}
+	}
+	return d.fabric.keepOnly(vnis, x)
 }
 
 // Retain implements runtime.Network.
@@ -271,8 +494,8 @@ func (d *Dataplane) Retain(_ context.Context, containerIDs []string) error {
 		return errors.Join(append(errs, fmt.Errorf("list namespaces: %w", err))...)
 	}
 	for _, e := range entries {
-		if !slices.Contains(containerIDs, e.Name()) {
-			errs = append(errs, d.removeNamespace(e.Name()))
+		if !strings.HasPrefix(e.Name(), ".") && !slices.Contains(containerIDs, e.Name()) {
+			errs = append(errs, removeNamespace(d.netns(e.Name())))
 		}
 	}
 	return errors.Join(errs...)
@@ -289,29 +512,39 @@ func (d *Dataplane) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		d.mu.Lock()
-		var err error
-		if len(d.state.Leases) > 0 {
-			err = d.ensureBridge()
-		}
-		d.mu.Unlock()
-		if err != nil {
-			d.cfg.Log.Warn("local network not as it should be", slog.Any("error", err))
-		}
+		d.check(ctx)
 	}
 }
 
-// Destroy removes the bridge, the table and all namespaces.
+// check compares and mends once.
+func (d *Dataplane) check(ctx context.Context) {
+	x := &drift{repair: true, repairs: d.metrics.repairs}
+	d.mu.Lock()
+	err := d.converge(x)
+	d.broken = err != nil
+	d.mu.Unlock()
+	for _, text := range x.found {
+		d.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "network differed from the plan", slog.String("difference", text))
+	}
+	if err != nil {
+		d.metrics.failed.Inc()
+		d.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "network not as it should be", slog.Any("error", err))
+	}
+}
+
+// Destroy removes everything: bridges, links, tables and all namespaces.
 func (d *Dataplane) Destroy(ctx context.Context) error {
 	err := d.Retain(ctx, nil)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return errors.Join(err, d.removeTable(), d.removeBridge())
+	d.want = netplan.NewState()
+	return errors.Join(err, d.removeMesh(&drift{repair: true}), d.closeSwitch(), d.journal.remove(),
+		d.localRules().remove(d.hostNS), d.removeBridge())
 }
 
-// resolver returns the host's resolver settings; inside a sandbox servers on loopback
+// resolverSettings returns the host's resolver settings; inside a sandbox servers on loopback
 // cannot be reached and are left out.
-func resolver(host bool) (servers, search, options []string) {
+func resolverSettings(host bool) (servers, search, options []string) {
 	for _, file := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} {
 		data, err := os.ReadFile(file)
 		if err != nil {
@@ -331,3 +564,14 @@ func resolver(host bool) (servers, search, options []string) {
 	}
 	return []string{"8.8.8.8", "8.8.4.4"}, search, options
 }
+
+// leases returns the local addresses of all containers.
+func leases(m map[string]lease) []netip.Addr {
+	out := make([]netip.Addr, 0, len(m))
+	for _, l := range m {
+		out = append(out, l.Addr)
+	}
+	return out
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -162,10 +162,10 @@ func TestPublishedPort(t *testing.T) {
 		t.Error("a refused container has a lease")
 	}
 	// Somebody flushes all rules: the next check brings ours back.
-	if err := d.removeTable(); err != nil {
+	if err := d.localRules().remove(d.hostNS); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.ensureBridge(); err != nil {
+	if err := d.ensureBridge(&drift{repair: true}); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := ask(t, "127.0.0.1:8080"); got != "hello" {

@@ -35,7 +35,8 @@ func (d *Dataplane) reserve(containerID string, want []runtime.PortBinding) (por
 			ports = append(ports, r.port)
 			continue
 		}
-		r, err := bindPort(p)
+		var r *reservation
+		err := within(d.hostNS, func() (err error) { r, err = bindPort(p); return err })
 		if err != nil {
 			undo()
 			return nil, false, err

@@ -15,13 +15,6 @@ import (
 	"github.com/skep-dev/skep/worker/runtime"
 )
 
-// Registers of 32 bits: components of a concatenation stand in successive ones.
-const (
-	reg0 = unix.NFT_REG32_00
-	reg1 = unix.NFT_REG32_01
-	reg2 = unix.NFT_REG32_02
-)
-
 // table returns this daemon's own table. The rules, in nft's words:
 //
 //	table ip skepXXXXXXXX {
@@ -49,79 +42,46 @@ func (d *Dataplane) maps(t *nftables.Table) (ports, bound *nftables.Set) {
 	return ports, bound
 }
 
-// ensureTable makes the table with all published ports unless it is there. Callers hold mu.
-func (d *Dataplane) ensureTable() error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyIPv4)
-	if err != nil {
-		return fmt.Errorf("list nftables: %w", err)
-	}
-	if slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == d.bridge }) {
-		return nil
-	}
-	t := c.AddTable(d.table())
-	ports, bound := d.maps(t)
-	var open, narrow []nftables.SetElement
+// localRules returns the table with all published ports. Callers hold mu.
+func (d *Dataplane) localRules() *ruleset {
+	t := d.table()
+	open, bound := d.maps(t)
+	ports, narrow := &ruleSet{Set: open}, &ruleSet{Set: bound}
 	for _, l := range d.state.Leases {
 		o, n := elements(l)
-		open, narrow = append(open, o...), append(narrow, n...)
+		ports.elements, narrow.elements = append(ports.elements, o...), append(narrow.elements, n...)
 	}
-	if err := errors.Join(c.AddSet(ports, open), c.AddSet(bound, narrow)); err != nil {
-		return fmt.Errorf("make nftables maps: %w", err)
-	}
-	accept := nftables.ChainPolicyAccept
-	chain := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority) *nftables.Chain {
-		return c.AddChain(&nftables.Chain{Name: name, Table: t, Type: kind, Hooknum: hook, Priority: priority, Policy: &accept})
-	}
-	for name, hook := range map[string]*nftables.ChainHook{"prerouting": nftables.ChainHookPrerouting, "output": nftables.ChainHookOutput} {
-		ch := chain(name, nftables.ChainTypeNAT, hook, nftables.ChainPriorityNATDest)
-		for _, narrow := range []bool{true, false} {
-			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: dnat(narrow)})
-		}
-	}
-	post := chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+	translate := []rule{{exprs: dnat(true)}, {exprs: dnat(false)}}
 	subnet := d.state.Address.Masked()
-	for _, exprs := range [][]expr.Any{
-		// Containers to the world.
-		slices.Concat(source(subnet), link(expr.MetaKeyOIFNAME, expr.CmpOpNeq, d.bridge), masquerade()),
-		// The host's loopback to a published port.
-		slices.Concat(source(netip.MustParsePrefix("127.0.0.0/8")), link(expr.MetaKeyOIFNAME, expr.CmpOpEq, d.bridge), masquerade()),
-		// A container to a published port of a container.
-		slices.Concat(source(subnet), link(expr.MetaKeyOIFNAME, expr.CmpOpEq, d.bridge), translated(true), masquerade()),
-	} {
-		c.AddRule(&nftables.Rule{Table: t, Chain: post, Exprs: exprs})
-	}
-	forward := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
-	c.AddRule(&nftables.Rule{Table: t, Chain: forward, Exprs: slices.Concat(
-		link(expr.MetaKeyOIFNAME, expr.CmpOpEq, d.bridge), link(expr.MetaKeyIIFNAME, expr.CmpOpNeq, d.bridge),
-		newFlow(), translated(false), []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}},
-	)})
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("make nftables rules: %w", err)
-	}
-	return nil
+	return &ruleset{table: t, sets: []*ruleSet{ports, narrow}, chains: []*ruleChain{
+		{baseChain(t, "prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest), translate},
+		{baseChain(t, "output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest), translate},
+		{baseChain(t, "postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource), []rule{
+			// Containers to the world.
+			{exprs: slices.Concat(source(subnet), named(expr.MetaKeyOIFNAME, expr.CmpOpNeq, d.bridge), masquerade())},
+			// The host's loopback to a published port.
+			{exprs: slices.Concat(source(netip.MustParsePrefix("127.0.0.0/8")), named(expr.MetaKeyOIFNAME, expr.CmpOpEq, d.bridge), masquerade())},
+			// A container to a published port of a container.
+			{exprs: slices.Concat(source(subnet), named(expr.MetaKeyOIFNAME, expr.CmpOpEq, d.bridge), translated(true), masquerade())},
+		}},
+		{baseChain(t, "forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter), []rule{
+			{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, d.bridge), named(expr.MetaKeyIIFNAME, expr.CmpOpNeq, d.bridge),
+				newFlow(), translated(false), drop())},
+		}},
+	}}
 }
 
-func (d *Dataplane) removeTable() error {
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	c.DelTable(d.table())
-	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("remove nftables rules: %w", err)
-	}
-	return nil
+// ensureTable makes the table with all published ports, or mends it. Callers hold mu.
+func (d *Dataplane) ensureTable(x *drift) error {
+	d.local.rules = d.localRules()
+	return d.local.ensure(d.hostNS, x, "local network")
 }
 
 // publish adds or removes the map elements of a container's ports. Callers hold mu.
 func (d *Dataplane) publish(l lease, on bool) error {
-	c, err := nftables.New()
+	c, err := openNFT(d.hostNS)
 	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
+		return err
 	}
 	ports, bound := d.maps(d.table())
 	open, narrow := elements(l)
@@ -176,10 +136,7 @@ func padPort(port uint16) []byte {
 
 // dnat sends what is for a published port of this host to its container.
 func dnat(narrow bool) []expr.Any {
-	exprs := []expr.Any{
-		&expr.Fib{Register: reg0, FlagDADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
-	}
+	exprs := toLocal()
 	name, proto, port := "ports", uint32(reg0), uint32(reg1)
 	if narrow {
 		name, proto, port = "bound", reg1, reg2
@@ -201,26 +158,6 @@ func source(p netip.Prefix) []expr.Any {
 		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
 		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: mask, Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: base[:]},
-	}
-}
-
-func link(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {
-	data := make([]byte, unix.IFNAMSIZ)
-	copy(data, name)
-	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: op, Register: 1, Data: data}}
-}
-
-// translated matches flows whose destination was (or was not) rewritten.
-func translated(yes bool) []expr.Any {
-	const statusDNAT = 1 << 5 // IPS_DST_NAT
-	op := expr.CmpOpEq
-	if yes {
-		op = expr.CmpOpNeq
-	}
-	return []expr.Any{
-		&expr.Ct{Register: reg0, Key: expr.CtKeySTATUS},
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(statusDNAT), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: op, Register: reg0, Data: make([]byte, 4)},
 	}
 }
 

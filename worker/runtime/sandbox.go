@@ -32,6 +32,8 @@ type SandboxRequest struct {
 	// Overlays are the swarm's networks that the container is attached to, besides Mode
 	// "bridge", which then only gives a way out.
 	Overlays []OverlayRequest
+	// DNS are servers to ask instead of the host's; only with Overlays.
+	DNS []netip.Addr
 }
 
 // OverlayRequest attaches a container to a network of the swarm.
@@ -41,6 +43,8 @@ type OverlayRequest struct {
 	Name string
 	// Address that the swarm gave the container, with the subnet's prefix length.
 	Address netip.Prefix
+	// Address6 is its IPv6 address there; zero without one.
+	Address6 netip.Prefix
 	// Aliases are further names of the container in this network.
 	Aliases []string
 }

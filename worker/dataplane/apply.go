@@ -1,0 +1,190 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netns"
+
+	skepv1 "github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/netplan"
+)
+
+// Apply takes over an update of the managers and returns when the kernel matches it. An
+// error says what could not be programmed; the update counts all the same, and the next
+// one or the next check tries again. Updates must come one after the other, in order.
+func (d *Dataplane) Apply(ctx context.Context, u *skepv1.NetworkUpdate) error {
+	start := time.Now()
+	d.mu.Lock()
+	err := d.apply(u)
+	d.broken = err != nil
+	close(d.changed)
+	d.changed = make(chan struct{})
+	d.mu.Unlock()
+	if err != nil {
+		d.metrics.failed.Inc()
+		d.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "network update not programmed", slog.Uint64("version", u.GetVersion()), slog.Any("error", err))
+		return fmt.Errorf("program networks of version %d: %w", u.GetVersion(), err)
+	}
+	d.metrics.apply.Observe(time.Since(start).Seconds())
+	return nil
+}
+
+// Version returns the version of the last update taken over; zero before the first.
+func (d *Dataplane) Version() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.want.Version()
+}
+
+// apply does the work of Apply in the order of a Plan. Callers hold mu.
+func (d *Dataplane) apply(u *skepv1.NetworkUpdate) error {
+	p := d.want.Merge(u)
+	// Written first: a name taken away now must not come back with the next process.
+	errs := []error{d.journal.add(p.Update, d.want)}
+	d.names.merge(p.Leaving)
+	whole := u.GetComplete() || p.Node || len(p.Networks) > 0 || d.broken
+	if whole {
+		errs = append(errs, d.converge(&drift{repair: true}))
+	} else {
+		errs = append(errs, d.forward(p.Route, true), d.balance(p.Balance), d.updateMesh(p.Publish))
+	}
+	d.names.merge(p.Update)
+	errs = append(errs, d.end(p.End))
+	if !whole {
+		errs = append(errs, d.forward(p.Unroute, false))
+	}
+	return errors.Join(errs...)
+}
+
+// forward programs the ways to some endpoints, or removes them where nothing else is in
+// their place by now. Callers hold mu.
+func (d *Dataplane) forward(list []netplan.Forward, put bool) error {
+	if d.fabric == nil {
+		return nil
+	}
+	var entries []netplan.Entry
+	for _, f := range list {
+		if _, served := d.fabric.links[f.VNI]; !served {
+			continue
+		}
+		if put {
+			entries = append(entries, f.Entries()...)
+		} else {
+			entries = append(entries, d.want.Stale(f)...)
+		}
+	}
+	return program(d.fabric.ns, d.fabric.links, entries, put)
+}
+
+// balance changes services in the sandboxes of their networks. Callers hold mu.
+func (d *Dataplane) balance(list []netplan.Balance) error {
+	if len(list) == 0 {
+		return nil
+	}
+	var errs []error
+	for _, s := range d.sandboxes {
+		networks := s.networks()
+		mine := make([]netplan.Balance, 0, len(list))
+		for _, b := range list {
+			if slices.Contains(networks, b.Network) {
+				mine = append(mine, b)
+			}
+		}
+		if len(mine) == 0 {
+			continue
+		}
+		ns, err := netns.GetFromPath(d.netns(s.id))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("open network namespace: %w", err))
+			continue
+		}
+		errs = append(errs, s.balancer.update(ns, mine), ns.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// end ends connections to what is gone, in the sandboxes that could have some, and at the
+// node's edge. Callers hold mu.
+func (d *Dataplane) end(list []netplan.End) error {
+	if len(list) == 0 {
+		return nil
+	}
+	byNetwork := map[string]gone{}
+	for _, e := range list {
+		if byNetwork[e.Network] == nil {
+			byNetwork[e.Network] = gone{}
+		}
+		byNetwork[e.Network][e.Addr] = true
+	}
+	var errs []error
+	for _, s := range d.sandboxes {
+		g := gone{}
+		for _, id := range s.networks() {
+			for a := range byNetwork[id] {
+				g[a] = true
+			}
+		}
+		if len(g) == 0 {
+			continue
+		}
+		ns, err := netns.GetFromPath(d.netns(s.id))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("open network namespace: %w", err))
+			continue
+		}
+		errs = append(errs, endFlows(ns, g), ns.Close())
+	}
+	if in := d.want.Ingress(); in != nil && len(byNetwork[in.GetId()]) > 0 {
+		errs = append(errs, endFlows(d.hostNS, byNetwork[in.GetId()]))
+	}
+	return errors.Join(errs...)
+}
+
+// converge compares everything with the plan and mends it if x allows. Callers hold mu.
+func (d *Dataplane) converge(x *drift) error {
+	var errs []error
+	needed := d.needed()
+	if len(needed) > 0 {
+		f, err := d.openSwitch()
+		if err != nil {
+			return err
+		}
+		for _, n := range needed {
+			errs = append(errs, d.ensureNetwork(f, n, x))
+		}
+		errs = append(errs, d.syncForwards(f, needed, x))
+		for _, id := range sortedKeys(d.sandboxes) {
+			errs = append(errs, d.ensureSandbox(f, d.sandboxes[id], x))
+		}
+	}
+	errs = append(errs, d.ensureMesh(x))
+	if len(needed) > 0 {
+		errs = append(errs, d.tidySwitch(x))
+	} else if d.fabric != nil && x.repair {
+		errs = append(errs, d.closeSwitch())
+	}
+	if slices.ContainsFunc(leases(d.state.Leases), func(a netip.Addr) bool { return a.IsValid() }) {
+		err := d.ensureBridge(x)
+		d.ready = err == nil
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Check compares the kernel with the plan and names every difference, without mending any.
+func (d *Dataplane) Check(ctx context.Context) ([]string, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	x := &drift{}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	err := d.converge(x)
+	return x.found, err
+}

@@ -1,0 +1,345 @@
+package dataplane
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	skepv1 "github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/netplan"
+)
+
+// defaultVXLANPort is IANA's.
+const defaultVXLANPort = 4789
+
+// switchNS is the namespace that holds the bridges of overlay networks. Names that begin
+// with a dot are no containers.
+func (d *Dataplane) switchNS() string { return filepath.Join(d.cfg.ExecDir, ".switch") }
+
+func bridgeName(vni uint32) string { return fmt.Sprintf("br%d", vni) }
+func vxlanName(vni uint32) string  { return fmt.Sprintf("vx%d", vni) }
+
+// portName names the switch's end of a container's link to a network.
+func portName(containerID, network string) string {
+	sum := sha256.Sum256([]byte(containerID + "/" + network))
+	return "p" + hex.EncodeToString(sum[:7])
+}
+
+// fabric is an open switch namespace.
+type fabric struct {
+	ns netns.NsHandle
+	h  *netlink.Handle
+	// links of the segments that are there, by VNI.
+	links map[uint32]segmentLinks
+}
+
+// openFabric makes the switch namespace unless it is there. Callers hold mu and close it.
+func (d *Dataplane) openFabric() (*fabric, error) {
+	fresh := !pinned(d.switchNS())
+	if err := makeNamespace(d.switchNS()); err != nil {
+		return nil, err
+	}
+	ns, err := netns.GetFromPath(d.switchNS())
+	if err != nil {
+		return nil, fmt.Errorf("open switch namespace: %w", err)
+	}
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("enter switch namespace: %w", err), ns.Close())
+	}
+	f := &fabric{ns: ns, h: h, links: map[uint32]segmentLinks{}}
+	if !fresh {
+		return f, nil
+	}
+	err = within(ns, func() error {
+		// Bridged frames of networks with the same addresses must not meet in one
+		// connection table, and bridges talk to nobody themselves.
+		for file, value := range map[string]string{
+			"net/bridge/bridge-nf-call-iptables": "0", "net/bridge/bridge-nf-call-ip6tables": "0", "net/bridge/bridge-nf-call-arptables": "0",
+			"net/ipv6/conf/default/disable_ipv6": "1",
+		} {
+			if err := sysctl(file, value); err != nil && !errors.Is(err, unix.ENOENT) {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		f.close()
+		return nil, errors.Join(err, removeNamespace(d.switchNS()))
+	}
+	return f, nil
+}
+
+func (f *fabric) close() {
+	f.h.Close()
+	_ = f.ns.Close() // a read-only descriptor
+}
+
+// closeSwitch removes the namespace with all networks.
+func (d *Dataplane) closeSwitch() error {
+	f := d.fabric
+	if f == nil {
+		return removeNamespace(d.switchNS())
+	}
+	d.fabric = nil
+	// The namespace's end is asynchronous; VXLAN identifiers are free only without its links.
+	errs := []error{f.keepOnly(nil, &drift{repair: true})}
+	f.close()
+	return errors.Join(append(errs, removeNamespace(d.switchNS()))...)
+}
+
+// underlay returns what VXLAN needs to know about this node: its address, port and the
+// MTU that is left inside.
+func (d *Dataplane) underlay() (src netip.Addr, port, mtu int, err error) {
+	node := d.want.Node()
+	if src, err = netip.ParseAddr(node.GetDataAddr()); err != nil {
+		return src, 0, 0, fmt.Errorf("address for data %q: %w", node.GetDataAddr(), err)
+	}
+	port = int(node.GetVxlanPort())
+	if port == 0 {
+		port = defaultVXLANPort
+	}
+	mtu = 1500
+	addrs, err := d.host.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return src, 0, 0, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok && ip.Unmap() == src {
+			link, err := d.host.LinkByIndex(a.LinkIndex)
+			if err != nil {
+				return src, 0, 0, fmt.Errorf("find link of %s: %w", src, err)
+			}
+			mtu = link.Attrs().MTU
+			break
+		}
+	}
+	// A node that reaches itself over loopback learns nothing about the others' links.
+	mtu = min(mtu, 9000)
+	if src.Is4() {
+		return src, port, mtu - 50, nil
+	}
+	return src, port, mtu - 70, nil
+}
+
+// mtuOf returns the MTU inside a network.
+func mtuOf(n *skepv1.OverlayNetwork, underlay int) int {
+	if n.GetMtu() != 0 {
+		return int(n.GetMtu())
+	}
+	return underlay
+}
+
+// ensureNetwork makes or mends bridge and VXLAN device of each segment of a network.
+// Callers hold mu.
+func (d *Dataplane) ensureNetwork(f *fabric, n *skepv1.OverlayNetwork, x *drift) error {
+	src, port, mtu, err := d.underlay()
+	if err != nil {
+		return err
+	}
+	mtu = mtuOf(n, mtu)
+	var errs []error
+	for _, g := range netplan.Segments(n) {
+		what := fmt.Sprintf("network %s, VXLAN %d", n.GetName(), g.VNI)
+		bridge, err := f.ensureBridge(g.VNI, mtu, x, what)
+		if err != nil || bridge == nil {
+			errs = append(errs, err)
+			continue
+		}
+		want := &netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), VxlanId: int(g.VNI), SrcAddr: src.AsSlice(), Port: port}
+		want.Name, want.MTU = vxlanName(g.VNI), mtu
+		vxlan, err := d.ensureVXLAN(f, bridge, want, x, what)
+		if err != nil || vxlan == nil {
+			errs = append(errs, err)
+			continue
+		}
+		f.links[g.VNI] = segmentLinks{bridge: bridge.Attrs().Index, vxlan: vxlan.Attrs().Index}
+	}
+	return errors.Join(errs...)
+}
+
+// find returns a link, or nil.
+func (f *fabric) find(name string) (netlink.Link, error) {
+	link, err := f.h.LinkByName(name)
+	if _, missing := errors.AsType[netlink.LinkNotFoundError](err); missing {
+		return nil, nil //nolint:nilnil // absence is an answer here
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", name, err)
+	}
+	return link, nil
+}
+
+func (f *fabric) ensureBridge(vni uint32, mtu int, x *drift, what string) (netlink.Link, error) {
+	name := bridgeName(vni)
+	link, err := f.find(name)
+	if err != nil {
+		return nil, err
+	}
+	if link == nil {
+		if !x.add(kindLink, "%s: bridge is missing", what) {
+			return nil, nil //nolint:nilnil // nothing is to be mended
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU = name, mtu
+		// Without one of its own, a bridge takes its ports' addresses in turn and forgets its
+		// neighbours each time.
+		attrs.HardwareAddr = net.HardwareAddr{0x02, 0x53, 0x00, byte(vni >> 16), byte(vni >> 8), byte(vni)}
+		off := false
+		if err := f.h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &off}); err != nil && !errors.Is(err, syscall.EEXIST) {
+			return nil, fmt.Errorf("make bridge %s: %w", name, err)
+		}
+		if link, err = f.h.LinkByName(name); err != nil {
+			return nil, fmt.Errorf("find bridge %s: %w", name, err)
+		}
+	} else if link.Attrs().Flags&net.FlagUp == 0 && !x.add(kindLink, "%s: bridge is down", what) {
+		return link, nil
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := f.h.LinkSetUp(link); err != nil {
+			return nil, fmt.Errorf("raise bridge %s: %w", name, err)
+		}
+	}
+	return link, nil
+}
+
+func (d *Dataplane) ensureVXLAN(f *fabric, bridge netlink.Link, want *netlink.Vxlan, x *drift, what string) (netlink.Link, error) {
+	link, err := f.find(want.Name)
+	if err != nil {
+		return nil, err
+	}
+	have, _ := link.(*netlink.Vxlan)
+	if link != nil && (have == nil || have.VxlanId != want.VxlanId || !have.SrcAddr.Equal(want.SrcAddr) || have.Port != want.Port ||
+		have.Learning || have.MTU != want.MTU) {
+		if !x.add(kindLink, "%s: device is another than it should be", what) {
+			return nil, nil //nolint:nilnil // nothing is to be mended
+		}
+		if err := f.h.LinkDel(link); err != nil {
+			return nil, fmt.Errorf("remove %s: %w", want.Name, err)
+		}
+		link = nil
+	} else if link == nil && !x.add(kindLink, "%s: device is missing", what) {
+		return nil, nil //nolint:nilnil // nothing is to be mended
+	}
+	fresh := link == nil
+	if fresh {
+		// Made from the host's namespace into the switch's: its socket stays with the host.
+		made := *want
+		made.Namespace = netlink.NsFd(int(f.ns))
+		if err := d.host.LinkAdd(&made); err != nil {
+			return nil, fmt.Errorf("make %s to port %d: %w", want.Name, want.Port, err)
+		}
+		if link, err = f.h.LinkByName(want.Name); err != nil {
+			return nil, fmt.Errorf("find %s: %w", want.Name, err)
+		}
+	}
+	if link.Attrs().MasterIndex != bridge.Attrs().Index && (fresh || x.add(kindLink, "%s: device is not in its bridge", what)) {
+		if err := f.h.LinkSetMasterByIndex(link, bridge.Attrs().Index); err != nil {
+			return nil, fmt.Errorf("put %s into its bridge: %w", want.Name, err)
+		}
+		// Everything behind the device is known; nothing unknown is sent to all.
+		if err := errors.Join(f.h.LinkSetLearning(link, false), f.h.LinkSetFlood(link, false), f.h.LinkSetBrNeighSuppress(link, true)); err != nil {
+			return nil, fmt.Errorf("set up %s: %w", want.Name, err)
+		}
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 && (fresh || x.add(kindLink, "%s: device is down", what)) {
+		if err := f.h.LinkSetUp(link); err != nil {
+			return nil, fmt.Errorf("raise %s: %w", want.Name, err)
+		}
+	}
+	return link, nil
+}
+
+// keepOnly removes the segments that are not listed.
+func (f *fabric) keepOnly(vnis map[uint32]bool, x *drift) error {
+	links, err := f.h.LinkList()
+	if err != nil {
+		return fmt.Errorf("list links of the switch: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		name := l.Attrs().Name
+		var vni uint32
+		if _, err := fmt.Sscanf(name[min(2, len(name)):], "%d", &vni); err != nil || vnis[vni] ||
+			!strings.HasPrefix(name, "br") && !strings.HasPrefix(name, "vx") {
+			continue
+		}
+		if !x.add(kindLink, "link %s of the switch serves no network", name) {
+			continue
+		}
+		delete(f.links, vni)
+		errs = append(errs, f.h.LinkDel(l))
+	}
+	return errors.Join(errs...)
+}
+
+// needed returns the networks that this node takes part in now, sorted: those of its
+// sandboxes, and the ingress network. Encrypted ones are never served in clear.
+func (d *Dataplane) needed() []*skepv1.OverlayNetwork {
+	var out []*skepv1.OverlayNetwork
+	used := map[string]bool{}
+	for _, l := range d.state.Leases {
+		for _, o := range l.Overlays {
+			used[o.NetworkID] = true
+		}
+	}
+	if in := d.want.Ingress(); in != nil && d.want.Node().GetIngressAddr() != "" {
+		used[in.GetId()] = true
+	}
+	for _, id := range d.want.Networks() {
+		if n := d.want.Network(id); used[id] && !n.GetEncrypted() {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// syncForwards compares the forwarding of some networks with the plan.
+func (d *Dataplane) syncForwards(f *fabric, networks []*skepv1.OverlayNetwork, x *drift) error {
+	if len(networks) == 0 {
+		return nil
+	}
+	var want []netplan.Entry
+	served := map[uint32]segmentLinks{}
+	for _, n := range networks {
+		for _, g := range netplan.Segments(n) {
+			if at, ok := f.links[g.VNI]; ok {
+				served[g.VNI] = at
+			}
+		}
+		for _, fw := range d.want.Forwards(n.GetId()) {
+			want = append(want, fw.Entries()...)
+		}
+	}
+	want = slices.DeleteFunc(want, func(e netplan.Entry) bool { _, ok := served[e.VNI]; return !ok })
+	have, err := observe(f.h, served)
+	if err != nil {
+		return err
+	}
+	put, remove := netplan.Diff(want, have)
+	name := func(e netplan.Entry) string {
+		if e.Addr.IsValid() {
+			return e.Addr.String()
+		}
+		return net.HardwareAddr(e.MAC[:]).String()
+	}
+	put = slices.DeleteFunc(put, func(e netplan.Entry) bool {
+		return !x.add(kindForward, "VXLAN %d: the way to %s is missing or wrong", e.VNI, name(e))
+	})
+	remove = slices.DeleteFunc(remove, func(e netplan.Entry) bool {
+		return !x.add(kindForward, "VXLAN %d: the way to %s is there without reason", e.VNI, name(e))
+	})
+	return errors.Join(program(f.ns, served, put, true), program(f.ns, served, remove, false))
+}
