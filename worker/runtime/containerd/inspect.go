@@ -109,6 +109,15 @@ func networkSettings(s *saved) *container.NetworkSettings {
 	if s.Host.NetworkMode.IsContainer() {
 		return n
 	}
+	if len(s.Overlays) > 0 { // the local network is only their way out
+		for _, o := range s.Overlays {
+			n.Networks[o.Name] = &network.EndpointSettings{NetworkID: o.NetworkID, Aliases: o.Aliases}
+			if ep := s.Sandbox.Overlays[o.Name]; ep != nil && isRunning(*s) {
+				n.Networks[o.Name] = ep.Copy()
+			}
+		}
+		return n
+	}
 	n.Networks[name] = &network.EndpointSettings{}
 	if ep := s.Sandbox.Endpoint; ep != nil && isRunning(*s) {
 		n.Networks[name] = ep.Copy()

@@ -57,11 +57,17 @@ func hostsText(s *saved) (string, error) {
 		}
 		fmt.Fprintf(&b, "%s\t%s\n", strings.Trim(ip, "[]"), name)
 	}
-	if ep := s.Sandbox.Endpoint; ep != nil && ep.IPAddress.IsValid() {
-		name := s.Config.Hostname
-		if s.Config.Domainname != "" {
-			name += "." + s.Config.Domainname + " " + s.Config.Hostname
+	name := s.Config.Hostname
+	if s.Config.Domainname != "" {
+		name += "." + s.Config.Domainname + " " + s.Config.Hostname
+	}
+	for _, o := range s.Overlays {
+		fmt.Fprintf(&b, "%s\t%s\n", o.Address.Addr(), name)
+		if o.Address6.IsValid() {
+			fmt.Fprintf(&b, "%s\t%s\n", o.Address6.Addr(), name)
 		}
+	}
+	if ep := s.Sandbox.Endpoint; ep != nil && ep.IPAddress.IsValid() && len(s.Overlays) == 0 {
 		fmt.Fprintf(&b, "%s\t%s\n", ep.IPAddress, name)
 	}
 	return b.String(), nil
@@ -77,7 +83,7 @@ func resolvText(s *saved) string {
 		return string(own)
 	}
 	servers, search, options := sb.Nameservers, sb.Search, sb.Options
-	if len(s.Host.DNS) > 0 {
+	if len(s.Host.DNS) > 0 && len(s.Overlays) == 0 { // else the network's resolver asks them
 		servers = nil
 		for _, a := range s.Host.DNS {
 			servers = append(servers, a.String())

@@ -31,6 +31,7 @@ type saved struct {
 	Anon     []string // names of anonymous volumes
 	HasFiles bool
 	HasNet   bool // the network knows the container
+	Overlays []runtime.OverlayRequest
 
 	Status     container.ContainerState
 	Pid        int

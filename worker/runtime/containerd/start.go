@@ -243,7 +243,10 @@ func (e *Engine) connect(ctx context.Context, s *saved, undo *undoList) error {
 }
 
 func sandboxRequest(s *saved) (runtime.SandboxRequest, error) {
-	req := runtime.SandboxRequest{ContainerID: s.ID, Name: s.Name, Hostname: s.Config.Hostname, Mode: string(s.Host.NetworkMode)}
+	req := runtime.SandboxRequest{ContainerID: s.ID, Name: s.Name, Hostname: s.Config.Hostname, Mode: string(s.Host.NetworkMode), Overlays: s.Overlays}
+	if len(s.Overlays) > 0 {
+		req.Mode, req.DNS = "bridge", s.Host.DNS
+	}
 	for port, bindings := range s.Host.PortBindings {
 		for _, b := range bindings {
 			n := uint64(0)

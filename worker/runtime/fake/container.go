@@ -102,8 +102,8 @@ func (e *Engine) Create(_ context.Context, opts runtime.CreateOptions) (string, 
 		host = &container.HostConfig{}
 	}
 	if n := opts.Networking; n != nil {
-		for name := range n.EndpointsConfig {
-			if !builtinNetwork(name) {
+		for name, ep := range n.EndpointsConfig {
+			if !builtinNetwork(name) && (ep == nil || ep.NetworkID == "") { // those of the swarm come with their id
 				return "", nil, model.Errorf(model.NotFound, "network %s not found", name)
 			}
 		}
