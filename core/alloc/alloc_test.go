@@ -3,6 +3,7 @@ package alloc
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -429,4 +430,37 @@ func BenchmarkTask(b *testing.B) {
 			}
 		})
 	}
+}
+
+// FuzzNetwork allocates what people ask for: what Check and CheckVNIs let through either
+// gets subnets, gateways and identifiers that fit, or says why not.
+func FuzzNetwork(f *testing.F) {
+	f.Add("10.5.0.0/24", "10.5.0.128/25", "10.5.0.1", "10.5.0.9", "4096,5", true)
+	f.Add("fd00::/64", "", "", "", "1", true)
+	f.Add("0.0.0.0/0", "", "", "", "x,", false)
+	f.Add("10.0.0.0/30", "10.0.0.3/32", "", "10.0.0.2", "16777215", false)
+	f.Fuzz(func(t *testing.T, subnet, part, gateway, reserved, vnis string, v6 bool) {
+		spec := &api.NetworkSpec{
+			Ipv6Enabled: v6, DriverConfig: &api.Driver{Options: map[string]string{vniOption: vnis}},
+			Ipam: ipam(&api.IPAMConfig{Subnet: subnet, Range: part, Gateway: gateway, Reserved: map[string]string{"x": reserved}}),
+		}
+		if Check(spec) != nil || CheckVNIs(spec) != nil {
+			return
+		}
+		w := newWorld(t.Fatalf, "172.16.0.0/12", 24)
+		n, err := w.network(spec)
+		if err != nil {
+			return
+		}
+		for _, c := range n.GetIpam().GetConfigs() {
+			p := netip.MustParsePrefix(c.GetSubnet())
+			if g := netip.MustParseAddr(c.GetGateway()); !p.Contains(g) {
+				t.Errorf("gateway %s is not in %s", g, p)
+			}
+		}
+		if len(vnisOf(n)) == 0 {
+			t.Errorf("no identifiers: %v", n.GetDriverState())
+		}
+		w.verify()
+	})
 }
