@@ -106,7 +106,7 @@ func TestDeployAndRemove(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := must(t, host, "deploy", "--resolve-image=never", "--wait", file)
-	want := "created secret shop_key\ncreated config shop_settings\ncreated service shop_db\nshop_db: 1/1 running (converged)\n" +
+	want := "created network shop_default\ncreated secret shop_key\ncreated config shop_settings\ncreated service shop_db\nshop_db: 1/1 running (converged)\n" +
 		"created service shop_web\nshop_db: 1/1 running (staying up)\nshop_web: 2/2 running (staying up)\nshop_db: 1/1 running (converged)\nshop_web: 2/2 running (converged)\n"
 	if diff := cmp.Diff(want, out); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -153,14 +153,18 @@ func TestDeployAndRemove(t *testing.T) {
 	if _, err := skep(t, host, "deploy", "--resolve-image=never", changed); err == nil || !strings.Contains(err.Error(), "give the new content a new name") {
 		t.Errorf("a changed config: %v", err)
 	}
+	elsewhere := write(t, "name: shop\nservices: {db: {image: x, networks: [x]}}\nnetworks: {x: {external: true}}\n")
+	if _, err := skep(t, host, "deploy", "--resolve-image=never", elsewhere); err == nil || !strings.Contains(err.Error(), "network x is declared external but does not exist") {
+		t.Errorf("a missing external network: %v", err)
+	}
 	external := write(t, "name: shop\nservices: {db: {image: x, secrets: [x]}}\nsecrets: {x: {external: true}}\n")
 	if _, err := skep(t, host, "deploy", "--resolve-image=never", external); err == nil || !strings.Contains(err.Error(), "secret x is declared external but does not exist") {
 		t.Errorf("a missing external secret: %v", err)
 	}
 
 	out = must(t, host, "rm", "shop")
-	if len(f.services)+len(f.secrets)+len(f.configs) != 0 {
-		t.Errorf("left over: %v %v %v after %s", f.services, f.secrets, f.configs, out)
+	if len(f.services)+len(f.secrets)+len(f.configs)+len(f.networks) != 0 {
+		t.Errorf("left over: %v %v %v %v after %s", f.services, f.secrets, f.configs, f.networks, out)
 	}
 	if _, err := skep(t, host, "rm", "shop"); err == nil || !strings.Contains(err.Error(), "there is no stack shop") {
 		t.Errorf("second rm: %v", err)

@@ -81,6 +81,9 @@ func (a *app) deploy(ctx context.Context, o deployOptions) error {
 		}
 	}
 	dep := &deployment{app: a, d: d, o: o, stack: stack, ids: map[string]string{}}
+	if err := dep.networks(ctx); err != nil {
+		return err
+	}
 	if err := dep.files(ctx); err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
+	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 )
@@ -29,6 +30,7 @@ type fakeSwarm struct {
 	services map[string]*swarm.Service
 	secrets  map[string]*swarm.Secret
 	configs  map[string]*swarm.Config
+	networks map[string]network.Inspect
 	tasks    []swarm.Task
 	calls    []string
 	overview string
@@ -42,7 +44,7 @@ func newFake(t *testing.T) (*fakeSwarm, string) {
 	t.Helper()
 	f := &fakeSwarm{
 		state: swarm.LocalNodeStateActive, manager: true, services: map[string]*swarm.Service{},
-		secrets: map[string]*swarm.Secret{}, configs: map[string]*swarm.Config{}, behave: allRun,
+		secrets: map[string]*swarm.Secret{}, configs: map[string]*swarm.Config{}, networks: map[string]network.Inspect{}, behave: allRun,
 	}
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
@@ -147,6 +149,8 @@ func (f *fakeSwarm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.serveSecrets(w, r, rest)
 	case kind == "configs":
 		f.serveConfigs(w, r, rest)
+	case kind == "networks":
+		f.serveNetworks(w, r, rest, filters)
 	default:
 		refuse(w, 404, "page not found")
 	}
@@ -277,5 +281,38 @@ func (f *fakeSwarm) serveConfigs(w http.ResponseWriter, r *http.Request, rest st
 		w.WriteHeader(http.StatusNoContent)
 	default:
 		answer(w, 200, c)
+	}
+}
+
+func (f *fakeSwarm) serveNetworks(w http.ResponseWriter, r *http.Request, rest string, filters map[string]map[string]bool) {
+	name := strings.TrimPrefix(rest, "id-")
+	n, ok := f.networks[name]
+	switch {
+	case rest == "":
+		out := []network.Inspect{}
+		for _, n := range f.networks {
+			ok := true
+			for label := range filters["label"] {
+				k, v, _ := strings.Cut(label, "=")
+				ok = ok && n.Labels[k] == v
+			}
+			if ok {
+				out = append(out, n)
+			}
+		}
+		answer(w, 200, out)
+	case rest == "create":
+		var req network.CreateRequest
+		_ = json.NewDecoder(r.Body).Decode(&req)
+		n.Name, n.ID, n.Scope, n.Driver, n.Labels, n.Attachable = req.Name, "id-"+req.Name, "swarm", req.Driver, req.Labels, req.Attachable
+		f.networks[req.Name] = n
+		answer(w, 201, network.CreateResponse{ID: n.ID})
+	case !ok:
+		refuse(w, 404, "network %s not found", rest)
+	case r.Method == http.MethodDelete:
+		delete(f.networks, name)
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		answer(w, 200, n)
 	}
 }

@@ -51,7 +51,11 @@ func (a *app) removeStack(ctx context.Context, d *client.Client, stack string, d
 	if err != nil {
 		return fmt.Errorf("list configs: %w", err)
 	}
-	if len(services.Items)+len(secrets.Items)+len(configs.Items) == 0 {
+	networks, err := d.NetworkList(ctx, client.NetworkListOptions{Filters: ofStack(stack)})
+	if err != nil {
+		return fmt.Errorf("list networks: %w", err)
+	}
+	if len(services.Items)+len(secrets.Items)+len(configs.Items)+len(networks.Items) == 0 {
 		return noStack(ctx, d, stack)
 	}
 	for _, s := range services.Items {
@@ -69,6 +73,12 @@ func (a *app) removeStack(ctx context.Context, d *client.Client, stack string, d
 	for _, c := range configs.Items {
 		_, err := d.ConfigRemove(ctx, c.ID, client.ConfigRemoveOptions{})
 		if err := a.removed(err, "config", c.Spec.Name); err != nil {
+			return err
+		}
+	}
+	for _, n := range networks.Items { // tasks that are still stopping do not hinder it
+		_, err := d.NetworkRemove(ctx, n.ID, client.NetworkRemoveOptions{})
+		if err := a.removed(err, "network", n.Name); err != nil {
 			return err
 		}
 	}

@@ -50,7 +50,7 @@ func supported() tree {
 		"image", "command", "entrypoint", "environment", "env_file", "labels", "label_file", "hostname", "user", "group_add",
 		"working_dir", "read_only", "init", "tty", "stdin_open", "cap_add", "cap_drop", "sysctls", "ulimits", "tmpfs", "security_opt",
 		"stop_signal", "stop_grace_period", "extra_hosts", "dns", "dns_search", "dns_opt", "restart", "scale", "profiles", "platform",
-		"cpus", "mem_limit", "mem_reservation", "memswap_limit", "mem_swappiness", "pids_limit", "oom_score_adj", "extends",
+		"expose", "cpus", "mem_limit", "mem_reservation", "memswap_limit", "mem_swappiness", "pids_limit", "oom_score_adj", "extends",
 	).
 		with("deploy", deploy).
 		with("healthcheck", keys("test", "interval", "timeout", "retries", "start_period", "start_interval", "disable")).
@@ -60,7 +60,10 @@ func supported() tree {
 		with("configs", tree{"[]": file}).
 		with("secrets", tree{"[]": file}).
 		with("depends_on", tree{"*": keys("condition", "required")}).
-		with("networks", tree{"default": {}})
+		with("networks", tree{"*": keys("aliases", "driver_opts")})
+	pool := keys("subnet", "gateway", "ip_range").with("aux_addresses", nil)
+	network := keys("name", "driver", "driver_opts", "attachable", "internal", "enable_ipv4", "enable_ipv6", "external", "labels").
+		with("ipam", keys("driver").with("config", tree{"[]": pool}))
 	object := keys("name", "file", "environment", "content", "external", "labels", "template_driver")
 	return tree{
 		"name": nil, "version": nil, "include": nil,
@@ -68,27 +71,29 @@ func supported() tree {
 		"secrets":  tree{"*": object.with("driver", nil).with("driver_opts", nil)},
 		"configs":  tree{"*": object},
 		"volumes":  tree{"*": keys("name", "driver", "driver_opts", "labels", "external")},
-		"networks": tree{"default": keys("name")},
+		"networks": tree{"*": network},
 	}
 }
 
 // why says more about keys that people often meet.
 func why(path string) string {
 	last := path[strings.LastIndex(path, ".")+1:]
-	switch {
-	case strings.Contains(path, "networks"), last == "links", last == "external_links", last == "expose":
-		return "overlay networks are not supported yet: services reach each other only through published ports"
-	case last == "network_mode":
-		return "only the node's local bridge is there yet"
-	case last == "build":
+	switch last {
+	case "links", "external_links":
+		return "services of one network reach each other by name; further names are networks.NAME.aliases"
+	case "network_mode":
+		return "for the node's own network use an external network named host"
+	case "ipv4_address", "ipv6_address", "mac_address":
+		return "every task gets an address of its own"
+	case "build":
 		return "nodes run images, they do not build them: build and push the image, or load it on every node with `skep load`, and name it with image"
-	case last == "container_name":
+	case "container_name":
 		return "every task's container has a name of its own"
-	case last == "host_ip":
+	case "host_ip":
 		return "a swarm publishes on all addresses of a node"
-	case last == "privileged", last == "devices", last == "gpus", last == "userns_mode", last == "pid", last == "ipc", last == "uts", last == "cgroup_parent":
+	case "privileged", "devices", "gpus", "userns_mode", "pid", "ipc", "uts", "cgroup_parent":
 		return "services of a swarm do not have it"
-	case last == "selinux":
+	case "selinux":
 		return "labels of bind mounts are not changed"
 	default:
 		return "not supported yet"
@@ -133,7 +138,7 @@ func walk(bad *[]string, path string, value any, t tree) {
 			case strings.HasPrefix(name, "x-"): // a person's own key
 			case ok:
 				walk(bad, at, below, sub)
-			case !isZero(below) || below == nil && strings.HasSuffix(path, "networks"):
+			case !isZero(below):
 				*bad = append(*bad, at)
 			}
 		}

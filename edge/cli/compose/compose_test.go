@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/swarm"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -61,20 +63,16 @@ func TestGolden(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	service := func(body string) string { return "name: s\nservices:\n  web:\n    image: x\n" + body }
 	for name, c := range map[string]struct{ file, want string }{
-		"ingress short":      {service("    ports: [\"8080:80\"]\n"), "services.web.ports[0]: 8080:80 is published by the routing mesh, which is not supported yet: publish it on the task's own node with the long form and `mode: host`"},
-		"ingress long":       {service("    ports: [{target: 80, published: '8080'}]\n"), "services.web.ports[0]: 8080:80 is published by the routing mesh"},
 		"host ip":            {service("    ports: [{target: 80, mode: host, host_ip: 127.0.0.1}]\n"), "services.web.ports[0].host_ip: a swarm publishes on all addresses"},
 		"port range":         {service("    ports: [{target: 80, published: 8000-8010, mode: host}]\n"), "services.web.ports[0].published: \"8000-8010\" is not one port"},
-		"network":            {service("    networks: [front]\n") + "networks: {front: {}}\n", "services.web.networks.front: overlay networks are not supported yet"},
-		"top network":        {service("    networks: [front]\n") + "networks: {front: {}}\n", "networks.front: overlay networks are not supported yet"},
-		"default network":    {service("") + "networks: {default: {driver: overlay}}\n", "networks.default.driver: overlay networks are not supported yet"},
-		"aliases":            {service("    networks: {default: {aliases: [a]}}\n"), "services.web.networks.default.aliases: overlay networks"},
-		"network mode":       {service("    network_mode: host\n"), "services.web.network_mode: only the node's local bridge"},
+		"network mode":       {service("    network_mode: host\n"), "services.web.network_mode: for the node's own network use an external network named host"},
+		"task address":       {service("    networks: {default: {ipv4_address: 10.0.0.9}}\n"), "services.web.networks.default.ipv4_address: every task gets an address of its own"},
+		"subnet":             {service("") + "networks: {default: {ipam: {config: [{subnet: ten}]}}}\n", "networks.default.ipam.config[0].subnet: \"ten\" is not an address"},
+		"port mode":          {service("    ports: [{target: 80, mode: odd}]\n"), "services.web.ports[0].mode: \"odd\" is neither ingress nor host"},
 		"build":              {service("    build: .\n"), "services.web.build: nodes run images"},
 		"privileged":         {service("    privileged: true\n"), "services.web.privileged: services of a swarm do not have it"},
 		"container name":     {service("    container_name: web\n"), "services.web.container_name: every task's container has a name of its own"},
-		"links":              {service("    links: [web2]\n  web2: {image: y}\n"), "services.web.links: overlay networks"},
-		"expose":             {service("    expose: ['80']\n"), "services.web.expose: overlay networks"},
+		"links":              {service("    links: [web2]\n  web2: {image: y}\n"), "services.web.links: services of one network reach each other by name"},
 		"devices":            {service("    devices: ['/dev/null:/dev/null']\n"), "services.web.devices: services of a swarm"},
 		"shm":                {service("    shm_size: 64m\n"), "services.web.shm_size: not supported yet"},
 		"hooks":              {service("    post_start: [{command: ls}]\n"), "services.web.post_start: not supported yet"},
@@ -128,8 +126,69 @@ func TestNothingAskedForIsNothingRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := s.Services[0].Spec.TaskTemplate.Networks; n != nil {
-		t.Errorf("networks %v", n)
+	if n := s.Services[0].Spec.TaskTemplate.Networks; len(n) != 1 || n[0].Target != "s_default" || len(s.Networks) != 1 {
+		t.Errorf("networks %v %v", n, s.Networks)
+	}
+}
+
+// TestNetworks holds what of a file's networks reaches the swarm.
+func TestNetworks(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "compose.yaml")
+	text := `name: s
+services:
+  web:
+    image: x
+    ports: ["8080:80"]
+    networks: {front: {aliases: [www]}, outside: {}}
+  agent: {image: x, networks: [node]}
+  alone: {image: x}
+networks:
+  front:
+    driver_opts: {com.docker.network.driver.mtu: "1400"}
+    attachable: true
+    internal: true
+    enable_ipv6: true
+    labels: {a: b}
+    ipam: {config: [{subnet: 10.9.0.0/16, ip_range: 10.9.4.0/24, gateway: 10.9.0.1, aux_addresses: {printer: 10.9.4.9}}]}
+  outside: {external: true, name: shared}
+  node: {external: true, name: host}
+  unused: {}
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Load(t.Context(), Options{Files: []string{file}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark := map[string]string{LabelNamespace: "s"}
+	want := []Network{
+		{Spec: network.CreateRequest{Name: "s_default", Driver: "overlay", Labels: mark}},
+		{Spec: network.CreateRequest{
+			Name: "s_front", Driver: "overlay", Options: map[string]string{"com.docker.network.driver.mtu": "1400"}, Attachable: true, Internal: true,
+			EnableIPv6: new(true), Labels: map[string]string{"a": "b", LabelNamespace: "s"},
+			IPAM: &network.IPAM{Config: []network.IPAMConfig{{
+				Subnet: netip.MustParsePrefix("10.9.0.0/16"), IPRange: netip.MustParsePrefix("10.9.4.0/24"), Gateway: netip.MustParseAddr("10.9.0.1"),
+				AuxAddress: map[string]netip.Addr{"printer": netip.MustParseAddr("10.9.4.9")},
+			}}},
+		}},
+		{External: true, Spec: network.CreateRequest{Name: "shared"}},
+	}
+	if diff := cmp.Diff(want, s.Networks, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" {
+		t.Error(diff)
+	}
+	attached := map[string][]swarm.NetworkAttachmentConfig{
+		"web":   {{Target: "s_front", Aliases: []string{"www", "web"}}, {Target: "shared", Aliases: []string{"web"}}},
+		"agent": {{Target: "host"}},
+		"alone": {{Target: "s_default", Aliases: []string{"alone"}}},
+	}
+	for _, service := range s.Services {
+		if diff := cmp.Diff(attached[service.Key], service.Spec.TaskTemplate.Networks); diff != "" {
+			t.Errorf("%s: %s", service.Key, diff)
+		}
+		if service.Key == "web" && service.Spec.EndpointSpec.Ports[0].PublishMode != swarm.PortConfigPublishModeIngress {
+			t.Errorf("ports %v", service.Spec.EndpointSpec.Ports)
+		}
 	}
 }
 

@@ -59,6 +59,7 @@ func (s *Stack) service(p *types.Project, c types.ServiceConfig) (Service, error
 		Annotations: swarm.Annotations{Name: s.scoped(c.Name), Labels: labels},
 		TaskTemplate: swarm.TaskSpec{
 			ContainerSpec: spec, Resources: resources, RestartPolicy: restart, Placement: placement, LogDriver: logDriver(c.Logging),
+			Networks: s.attachments(p, c),
 		},
 		Mode: mode, UpdateConfig: update, RollbackConfig: rollback, EndpointSpec: endpoint,
 	}}
@@ -359,11 +360,12 @@ func portsOf(at string, c types.ServiceConfig) ([]swarm.PortConfig, error) {
 	var out []swarm.PortConfig
 	for i, p := range c.Ports {
 		here := fmt.Sprintf("%s.ports[%d]", at, i)
-		if p.Mode == "" || p.Mode == "ingress" {
-			return nil, fmt.Errorf("%s: %s is published by the routing mesh, which is not supported yet: publish it on the task's own node with the long form and `mode: host`",
-				here, portText(p))
-		}
-		if p.Mode != "host" {
+		mode := swarm.PortConfigPublishMode(p.Mode)
+		switch mode {
+		case "":
+			mode = swarm.PortConfigPublishModeIngress
+		case swarm.PortConfigPublishModeIngress, swarm.PortConfigPublishModeHost:
+		default:
 			return nil, fmt.Errorf("%s.mode: %q is neither ingress nor host", here, p.Mode)
 		}
 		published := uint64(0)
@@ -382,15 +384,11 @@ func portsOf(at string, c types.ServiceConfig) ([]swarm.PortConfig, error) {
 			return nil, fmt.Errorf("%s.protocol: %q is none of tcp, udp, sctp", here, p.Protocol)
 		}
 		out = append(out, swarm.PortConfig{
-			Name: p.Name, Protocol: protocol, TargetPort: p.Target, PublishedPort: uint32(published), PublishMode: swarm.PortConfigPublishModeHost,
+			Name: p.Name, Protocol: protocol, TargetPort: p.Target, PublishedPort: uint32(published), PublishMode: mode,
 		})
 	}
 	slices.SortFunc(out, swarm.PortConfig.Compare)
 	return out, nil
-}
-
-func portText(p types.ServicePortConfig) string {
-	return strings.TrimPrefix(fmt.Sprintf("%s:%d", p.Published, p.Target), ":")
 }
 
 func endpointOf(at string, d *types.DeployConfig, ports []swarm.PortConfig) (*swarm.EndpointSpec, error) {

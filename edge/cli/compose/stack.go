@@ -1,5 +1,5 @@
 // Package compose turns compose files into what a swarm takes: service, secret and
-// config specs, named and labelled as `docker stack deploy` does, so that both tools see
+// config specs and networks, named and labelled as `docker stack deploy` does, so that both tools see
 // the same stack. What a swarm cannot do yet is refused by the name of its key.
 //
 // It reads files and environment variables that the caller names and changes nothing;
@@ -47,6 +47,7 @@ type Options struct {
 type Stack struct {
 	Name     string
 	Services []Service
+	Networks []Network
 	Secrets  []Secret
 	Configs  []Config
 }
@@ -158,6 +159,9 @@ func convert(p *types.Project) (*Stack, error) {
 		s.Configs = append(s.Configs, one)
 		errs = append(errs, err)
 	}
+	var err error
+	s.Networks, err = s.networks(p)
+	errs = append(errs, err)
 	for _, key := range slices.Sorted(maps.Keys(p.Services)) {
 		one, err := s.service(p, p.Services[key])
 		s.Services = append(s.Services, one)
