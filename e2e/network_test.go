@@ -75,7 +75,7 @@ func testNames(t *testing.T, s *swarm, m string) {
 					name = fmt.Sprintf("api.%s.%s", nodeID(t, s, m, one.Name), task.ID)
 				}
 			}
-			out, err := s.exec(t, n.Name, "probe", "wget", "-T", "3", "-qO-", "http://"+name+"/")
+			out, err := s.exec(t, n.Name, "probe", "/bin/testapp", "get", "http://"+name+"/")
 			if err != nil {
 				t.Errorf("%s does not reach %s: %v", n.Name, name, err)
 			}
@@ -83,7 +83,7 @@ func testNames(t *testing.T, s *swarm, m string) {
 		}
 		seen := map[string]bool{}
 		for range 20 {
-			out, err := s.exec(t, n.Name, "probe", "wget", "-T", "3", "-qO-", "http://api/")
+			out, err := s.exec(t, n.Name, "probe", "/bin/testapp", "get", "http://api/")
 			if err != nil {
 				t.Fatalf("%s does not reach the service address: %v", n.Name, err)
 			}
@@ -92,13 +92,16 @@ func testNames(t *testing.T, s *swarm, m string) {
 		if len(seen) < 2 {
 			t.Errorf("twenty requests from %s all went to %v", n.Name, seen)
 		}
-		if out, err := s.exec(t, n.Name, "probe", "ping", "-c", "1", "-W", "3", "api"); err != nil {
-			t.Errorf("%s: the service address does not answer ping: %v %s", n.Name, err, out)
-		}
-		for _, name := range []string{"tasks.api", "tasks.seeker"} {
-			out, err := s.exec(t, n.Name, "probe", "nslookup", name, "127.0.0.11")
-			if got := strings.Count(out, "\nAddress"); err != nil || got < len(s.nodes) {
-				t.Errorf("%s: %s has %d addresses, want %d: %v\n%s", n.Name, name, got, len(s.nodes), err, out)
+		for name, want := range map[string]int{"api": 1, "seeker": 1, "tasks.api": len(s.nodes)} {
+			out, err := s.exec(t, n.Name, "probe", "/bin/testapp", "resolve", name)
+			if got := len(strings.Fields(out)); err != nil || got != want {
+				t.Errorf("%s: %s has %d addresses, want %d: %v\n%s", n.Name, name, got, want, err, out)
+			}
+			if name != "api" {
+				continue
+			}
+			if out, err := s.exec(t, n.Name, "probe", "ping", "-c", "1", "-W", "3", out); err != nil {
+				t.Errorf("%s: the service address does not answer ping: %v %s", n.Name, err, out)
 			}
 		}
 	}
@@ -211,10 +214,10 @@ func testIsolation(t *testing.T, s *swarm, m string) {
 	s.docker(t, m, "network", "create", "-d", "overlay", "--internal", "closed")
 	s.docker(t, m, "service", "create", "--name", "hermit", "--network", "closed", testimage.V1, "serve", ":80")
 	one := s.wantRunning(t, m, "hermit", 1, 30*time.Second)[0]
-	if out, err := s.exec(t, m, "probe", "wget", "-T", "2", "-qO-", "http://hermit/"); err == nil {
+	if out, err := s.exec(t, m, "probe", "/bin/testapp", "get", "http://hermit/"); err == nil {
 		t.Errorf("a name of another network resolved: %s", out)
 	}
-	if out, err := s.exec(t, one.Node, "hermit", "wget", "-T", "2", "-qO-", "http://api/"); err == nil {
+	if out, err := s.exec(t, one.Node, "hermit", "/bin/testapp", "get", "http://api/"); err == nil {
 		t.Errorf("a name of another network resolved: %s", out)
 	}
 	if out, _ := s.exec(t, one.Node, "hermit", "ip", "route"); strings.Contains(out, "default") {

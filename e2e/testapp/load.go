@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -64,6 +65,17 @@ func load(ctx context.Context, url, duration, perSecond string) error {
 		fmt.Println(f)
 	}
 	return nil
+}
+
+// fetch asks a URL once and prints the answer.
+func fetch(url string) error {
+	client := &http.Client{Timeout: loadTimeout}
+	resp, err := client.Get(url) //nolint:noctx // the client has a timeout
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(os.Stdout, resp.Body)
+	return errors.Join(err, resp.Body.Close())
 }
 
 func get(client *http.Client, url string) error {

@@ -1,13 +1,14 @@
 // Command testapp is the program inside the end-to-end tests' image. Its first argument
 // says what it does: serve answers HTTP with its host name and its client's address, exit ends
-// with a status after a while, log prints numbered lines, load asks a URL and counts what
-// failed. It ends on SIGTERM, a server when it has answered what it was asked.
+// with a status after a while, log prints numbered lines, get asks a URL once, load for a
+// while and counts what failed, resolve looks a name up. It ends on SIGTERM, a server when it has answered what it was asked.
 package main
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -41,6 +42,14 @@ func run(ctx context.Context, args []string) error {
 		<-ctx.Done()
 	case "serve":
 		return serve(ctx, arg(0, ":80"))
+	case "get":
+		return fetch(arg(0, ""))
+	case "resolve":
+		addrs, err := net.DefaultResolver.LookupHost(ctx, arg(0, ""))
+		for _, a := range addrs {
+			fmt.Println(a)
+		}
+		return err
 	case "load":
 		return load(ctx, arg(0, ""), arg(1, "10s"), arg(2, "500"))
 	case "exit":
