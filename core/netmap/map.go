@@ -225,10 +225,11 @@ func (m *Map) putNode(id string, stored *api.Node) []Notice {
 	old := n.stored
 	n.stored = stored
 	if stored == nil && len(n.tasks) == 0 {
+		out := m.setEndpoints(id, nil)
 		delete(m.nodes, id)
-		return nil
+		return out
 	}
-	var out []Notice
+	out := m.setEndpoints(id, meshEndpoint(stored))
 	if old == nil || !proto.Equal(localRecord(old, m.port), localRecord(stored, m.port)) {
 		out = append(out, Notice{id, Key{Kind: Local}})
 	}

@@ -138,18 +138,35 @@ func ipProtocol(p api.PortConfig_Protocol) uint32 {
 	}
 }
 
-// localRecord is what a node must know of itself.
-func localRecord(n *api.Node, vxlanPort uint32) *skepv1.LocalNode {
-	r := &skepv1.LocalNode{Id: n.GetId(), DataAddr: dataAddr(n), VxlanPort: vxlanPort}
+// meshEndpoint is a node's own endpoint in the ingress network, from which it leads
+// connections to its published ports to tasks; they answer to it. It has the node's id for a
+// task's, and no names.
+func meshEndpoint(n *api.Node) map[string]*skepv1.OverlayEndpoint {
+	for _, a := range meshAttachments(n) {
+		id := a.GetNetwork().GetId()
+		return map[string]*skepv1.OverlayEndpoint{id: {
+			Key: &skepv1.EndpointKey{NetworkId: id, TaskId: n.GetId()}, NodeId: n.GetId(), NodeAddr: dataAddr(n), Addresses: a.GetAddresses(),
+		}}
+	}
+	return nil
+}
+
+// meshAttachments are a node's attachments to the ingress network that have an address.
+func meshAttachments(n *api.Node) []*api.NetworkAttachment {
 	attachments := n.GetAttachments()
 	if n.GetAttachment() != nil { //nolint:staticcheck // the only one that old managers write
 		attachments = append(slices.Clip(attachments), n.GetAttachment()) //nolint:staticcheck // as above
 	}
-	for _, a := range attachments {
-		if isIngress(a.GetNetwork()) && len(a.GetAddresses()) > 0 {
-			r.IngressAddr = a.GetAddresses()[0]
-			break
-		}
+	return slices.DeleteFunc(slices.Clone(attachments), func(a *api.NetworkAttachment) bool {
+		return !isIngress(a.GetNetwork()) || len(a.GetAddresses()) == 0
+	})
+}
+
+// localRecord is what a node must know of itself.
+func localRecord(n *api.Node, vxlanPort uint32) *skepv1.LocalNode {
+	r := &skepv1.LocalNode{Id: n.GetId(), DataAddr: dataAddr(n), VxlanPort: vxlanPort}
+	for _, a := range meshAttachments(n) {
+		r.IngressAddr = a.GetAddresses()[0]
 	}
 	return r
 }
