@@ -100,7 +100,7 @@ func testNames(t *testing.T, s *swarm, m string) {
 			if name != "api" {
 				continue
 			}
-			if out, err := s.exec(t, n.Name, "probe", "ping", "-c", "1", "-W", "3", out); err != nil {
+			if out, err := s.exec(t, n.Name, "probe", "busybox", "ping", "-c", "1", "-W", "3", out); err != nil {
 				t.Errorf("%s: the service address does not answer ping: %v %s", n.Name, err, out)
 			}
 		}
@@ -149,6 +149,15 @@ func testNoRequestLost(t *testing.T, s *swarm, m string) {
 		t.Fatal(err)
 	}
 	w := s.byRole("worker")
+	leader, err := s.leader(t, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range s.byRole("manager") { // this one goes on while the leader dies
+		if n != leader {
+			m = n
+		}
+	}
 	const length = "45s"
 	var group sync.WaitGroup
 	results := make([]string, 2)
@@ -178,10 +187,6 @@ func testNoRequestLost(t *testing.T, s *swarm, m string) {
 	s.dev(t, "kill", w[0])
 	time.Sleep(500 * time.Millisecond)
 	s.dev(t, "start", w[0])
-	leader, err := s.leader(t, m)
-	if err != nil {
-		t.Fatal(err)
-	}
 	say("kill the leader's daemon")
 	s.dev(t, "kill", leader)
 	time.Sleep(2 * time.Second)

@@ -67,7 +67,10 @@ func (s *State) lookup(network, name string) Answer {
 	}
 	for addr := range m.local[name] {
 		for task := range m.byAddr[addr] {
-			a.endpoint(m.byTask[task])
+			// An alias of a service is no name of the one task that is here.
+			if e := m.byTask[task]; e.GetServiceId() == "" || m.byAlias[name] == nil {
+				a.endpoint(e)
+			}
 		}
 	}
 	return a
