@@ -33,6 +33,13 @@ func (d *Dispatcher) Session(req *api.SessionRequest, stream api.Dispatcher_Sess
 	if err != nil {
 		return err
 	}
+	if nodeID == d.cfg.NodeID { // it calls itself: what counts is where others reach it
+		for _, m := range d.cfg.Members() {
+			if m.GetNodeId() == nodeID {
+				addr = m.GetAddr()
+			}
+		}
+	}
 	if host, _, err := net.SplitHostPort(addr); err == nil {
 		addr = host
 	}
