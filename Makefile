@@ -68,6 +68,7 @@ e2e: build ## end-to-end tests: real daemons, containers, namespaces and docker 
 
 .PHONY: bench
 bench: deps build ## print the benchmark table and write bench/results (root)
+	@./tools/deps.sh iptables:iptables # which Docker Engine needs
 	$(GO) run ./bench -bin $(BIN)
 
 .PHONY: fuzz
