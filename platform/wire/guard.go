@@ -42,6 +42,7 @@ type method struct {
 func methods() map[string]method {
 	// Services that only the leader executes; other managers pass the calls on.
 	leaderServices := []protoreflect.FullName{
+		"docker.swarmkit.v1.Control", "docker.swarmkit.v1.Logs",
 		"docker.swarmkit.v1.CA", "docker.swarmkit.v1.NodeCA", "docker.swarmkit.v1.Dispatcher",
 		"docker.swarmkit.v1.ResourceAllocator", "docker.swarmkit.v1.LogBroker",
 		"docker.swarmkit.v1.RaftMembership", "skep.v1.Insight",
