@@ -25,10 +25,13 @@ type State struct {
 	preassigned map[string]map[string]*api.Task
 	// obsolete holds tasks that wait but are no longer wanted.
 	obsolete map[string]*api.Task
-	// Worth another look: groups, nodes, or everything.
+	// Worth another look: groups; tasks made for a node; everything that waits.
 	freshGroups map[revision]bool
 	freshNodes  map[string]bool
 	freshAll    bool
+	// freed nodes have more room than when something was last refused: what waits is
+	// worth another look if it fits there.
+	freed map[string]bool
 	// spread counts the nodes that have active tasks of a service.
 	spread map[string]int
 }
@@ -46,6 +49,7 @@ func New(nodes iter.Seq[*api.Node], tasks iter.Seq[*api.Task]) *State {
 		obsolete:    make(map[string]*api.Task),
 		freshGroups: make(map[revision]bool),
 		freshNodes:  make(map[string]bool),
+		freed:       make(map[string]bool),
 		spread:      make(map[string]int),
 	}
 	for n := range nodes {
@@ -127,7 +131,7 @@ func (s *State) removeNode(id string) {
 		s.addSpread(service, -1)
 	}
 	delete(s.nodes, id)
-	s.freshNodes[id] = true
+	s.freshAll = true // the reasons that waiting tasks show count this node
 }
 
 // change edits a node and keeps its place in the order.
@@ -266,7 +270,7 @@ func (s *State) forget(id string) {
 	}
 	if n := s.nodes[t.GetNodeId()]; n != nil {
 		s.count(n, t, -1)
-		s.freshAll = s.freshAll || len(s.waiting) > 0
+		s.freed[n.GetId()] = true
 		if len(s.preassigned[t.GetNodeId()]) > 0 {
 			s.freshNodes[t.GetNodeId()] = true
 		}
@@ -275,21 +279,41 @@ func (s *State) forget(id string) {
 
 // Pending reports whether there is something that Schedule should look at.
 func (s *State) Pending() bool {
-	return len(s.obsolete) > 0 || len(s.freshNodes) > 0 || len(s.freshGroups) > 0 || s.freshAll && len(s.waiting) > 0
+	return len(s.obsolete) > 0 || len(s.freshNodes) > 0 || len(s.freshGroups) > 0 ||
+		len(s.waiting) > 0 && (s.freshAll || len(s.freed) > 0)
 }
 
 // groups returns the groups worth a look, in order, and clears the marks.
 func (s *State) groups() []revision {
 	var list []revision
 	for r := range s.waiting {
-		if s.freshAll || s.freshGroups[r] {
+		if s.freshAll || s.freshGroups[r] || s.fitsFreed(r) {
 			list = append(list, r)
 		}
 	}
 	clear(s.freshGroups)
+	clear(s.freed)
 	s.freshAll = false
 	slices.SortFunc(list, func(a, b revision) int {
 		return cmp.Or(cmp.Compare(a.service, b.service), cmp.Compare(a.version, b.version))
 	})
 	return list
+}
+
+// fitsFreed reports whether a node with more room than before takes a task of a group.
+func (s *State) fitsFreed(r revision) bool {
+	if len(s.freed) == 0 {
+		return false
+	}
+	var pipe pipeline
+	for _, t := range s.waiting[r] {
+		pipe = newPipeline(t) // one stands for all: they have the same spec
+		break
+	}
+	for id := range s.freed {
+		if n := s.nodes[id]; n != nil && pipe.refusedBy(n) < 0 {
+			return true
+		}
+	}
+	return false
 }
