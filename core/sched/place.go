@@ -84,6 +84,7 @@ func (s *State) group(p *model.Plan, r revision, now time.Time) {
 			for _, t := range tasks[k:] {
 				s.refuse(p, t, why, now)
 			}
+			s.pipes[r] = pipe
 			return
 		}
 		s.assign(p, t, n, assignedMessage, now)

@@ -22,6 +22,7 @@ type State struct {
 	known map[string]*api.Task
 	// waiting holds tasks without a node by group; preassigned those with one, by node.
 	waiting     map[revision]map[string]*api.Task
+	pipes       map[revision]pipeline // of groups that were refused; tasks of a group have one spec
 	preassigned map[string]map[string]*api.Task
 	// obsolete holds tasks that wait but are no longer wanted.
 	obsolete map[string]*api.Task
@@ -45,6 +46,7 @@ func New(nodes iter.Seq[*api.Node], tasks iter.Seq[*api.Task]) *State {
 		}, btree.Options{NoLocks: true}),
 		known:       make(map[string]*api.Task),
 		waiting:     make(map[revision]map[string]*api.Task),
+		pipes:       make(map[revision]pipeline),
 		preassigned: make(map[string]map[string]*api.Task),
 		obsolete:    make(map[string]*api.Task),
 		freshGroups: make(map[revision]bool),
@@ -291,6 +293,11 @@ func (s *State) groups() []revision {
 			list = append(list, r)
 		}
 	}
+	for r := range s.pipes {
+		if s.waiting[r] == nil {
+			delete(s.pipes, r)
+		}
+	}
 	clear(s.freshGroups)
 	clear(s.freed)
 	s.freshAll = false
@@ -302,16 +309,9 @@ func (s *State) groups() []revision {
 
 // fitsFreed reports whether a node with more room than before takes a task of a group.
 func (s *State) fitsFreed(r revision) bool {
-	if len(s.freed) == 0 {
-		return false
-	}
-	var pipe pipeline
-	for _, t := range s.waiting[r] {
-		pipe = newPipeline(t) // one stands for all: they have the same spec
-		break
-	}
+	pipe := s.pipes[r]
 	for id := range s.freed {
-		if n := s.nodes[id]; n != nil && pipe.refusedBy(n) < 0 {
+		if n := s.nodes[id]; n != nil && pipe != nil && pipe.refusedBy(n) < 0 {
 			return true
 		}
 	}
