@@ -43,18 +43,18 @@ type totals struct {
 
 func newTotals(state replica.State) *totals {
 	gauge := func(name, help string, labels ...string) *prometheus.Desc {
-		return prometheus.NewDesc("swarm_manager_"+name, help, labels, nil)
+		return prometheus.NewDesc(name, help, labels, nil)
 	}
 	return &totals{
 		state: state,
 		objects: map[model.Table]*prometheus.Desc{
-			model.Services: gauge("services_total", "The number of services in the cluster object store"),
-			model.Networks: gauge("networks_total", "The number of networks in the cluster object store"),
-			model.Secrets:  gauge("secrets_total", "The number of secrets in the cluster object store"),
-			model.Configs:  gauge("configs_total", "The number of configs in the cluster object store"),
+			model.Services: gauge("swarm_manager_services_total", "The number of services in the cluster object store"),
+			model.Networks: gauge("swarm_manager_networks_total", "The number of networks in the cluster object store"),
+			model.Secrets:  gauge("swarm_manager_secrets_total", "The number of secrets in the cluster object store"),
+			model.Configs:  gauge("swarm_manager_configs_total", "The number of configs in the cluster object store"),
 		},
-		nodes: gauge("nodes", "The number of nodes", "state"),
-		tasks: gauge("tasks_total", "The number of tasks in the cluster object store", "state"),
+		nodes: gauge("swarm_manager_nodes", "The number of nodes", "state"),
+		tasks: gauge("swarm_manager_tasks_total", "The number of tasks in the cluster object store", "state"),
 	}
 }
 
