@@ -61,6 +61,30 @@ func BenchmarkPlace(b *testing.B) {
 	}
 }
 
+// BenchmarkRestart measures what the end of a task and the placement of the next one cost
+// a service that has tasks on every node.
+func BenchmarkRestart(b *testing.B) {
+	for _, nodes := range []int{1000, 10000} {
+		b.Run(fmt.Sprintf("nodes=%d", nodes), func(b *testing.B) {
+			s := New(slices.Values(fleet(nodes)), func(func(*api.Task) bool) {})
+			for i := range 2 * nodes {
+				s.setTask(testTask("web", uint64(i)+1))
+			}
+			s.Schedule(epoch())
+			running := slices.Sorted(maps.Keys(s.known))
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				old := s.known[running[i*7919%len(running)]]
+				done := testTask("web", old.GetSlot())
+				done.NodeId, done.Status.State = old.GetNodeId(), api.TaskState_COMPLETE
+				s.setTask(done)
+				s.setTask(testTask("web", old.GetSlot()))
+				s.Schedule(epoch())
+			}
+		})
+	}
+}
+
 // BenchmarkReplace measures what the end of a task and the placement of the next one cost
 // while many groups wait for room that never comes.
 func BenchmarkReplace(b *testing.B) {

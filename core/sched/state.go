@@ -33,8 +33,8 @@ type State struct {
 	// freed nodes have more room than when something was last refused: what waits is
 	// worth another look if it fits there.
 	freed map[string]bool
-	// spread counts the nodes that have active tasks of a service.
-	spread map[string]int
+	// spread says of each service that has active tasks how many nodes have how many.
+	spread map[string]*tally
 }
 
 // New makes the State of a cluster with these nodes and tasks.
@@ -52,7 +52,7 @@ func New(nodes iter.Seq[*api.Node], tasks iter.Seq[*api.Task]) *State {
 		freshGroups: make(map[revision]bool),
 		freshNodes:  make(map[string]bool),
 		freed:       make(map[string]bool),
-		spread:      make(map[string]int),
+		spread:      make(map[string]*tally),
 	}
 	for n := range nodes {
 		s.setNode(n)
@@ -101,7 +101,7 @@ func (s *State) setNode(description *api.Node) {
 		}
 		n.reset(description)
 		for service := range n.byService {
-			s.spread[service]++
+			s.tally(service, 0, n.byService[service])
 		}
 		s.order.Set(n)
 		s.freshAll = true
@@ -129,8 +129,8 @@ func (s *State) removeNode(id string) {
 		return
 	}
 	s.order.Delete(n)
-	for service := range n.byService {
-		s.addSpread(service, -1)
+	for service, count := range n.byService {
+		s.tally(service, count, 0)
 	}
 	delete(s.nodes, id)
 	s.freshAll = true // the reasons that waiting tasks show count this node
@@ -139,21 +139,55 @@ func (s *State) removeNode(id string) {
 // change edits a node and keeps its place in the order.
 func (s *State) change(n *node, edit func()) {
 	s.order.Delete(n)
-	for service := range n.byService {
-		s.addSpread(service, -1)
+	for service, count := range n.byService {
+		s.tally(service, count, 0)
 	}
 	edit()
-	for service := range n.byService {
-		s.addSpread(service, 1)
+	for service, count := range n.byService {
+		s.tally(service, 0, count)
 	}
 	s.order.Set(n)
 }
 
-func (s *State) addSpread(service string, by int) {
-	s.spread[service] += by
-	if s.spread[service] <= 0 {
+// tally is how many nodes have how many active tasks of a service.
+type tally struct {
+	nodes int         // with at least one
+	by    map[int]int // number of tasks, from 1: number of nodes
+}
+
+// tally notes that a node has a new number of active tasks of a service.
+func (s *State) tally(service string, old, now int) {
+	t := s.spread[service]
+	if t == nil {
+		t = &tally{by: make(map[int]int)}
+		s.spread[service] = t
+	}
+	if old > 0 {
+		t.nodes--
+		if t.by[old]--; t.by[old] == 0 {
+			delete(t.by, old)
+		}
+	}
+	if now > 0 {
+		t.nodes++
+		t.by[now]++
+	}
+	if t.nodes == 0 {
 		delete(s.spread, service)
 	}
+}
+
+// fewest returns the smallest number of active tasks of a service that any node has.
+func (s *State) fewest(service string) int {
+	t := s.spread[service]
+	if t == nil || t.nodes < len(s.nodes) {
+		return 0
+	}
+	fewest := 1
+	for t.by[fewest] == 0 && fewest < len(s.known) {
+		fewest++
+	}
+	return fewest
 }
 
 // count adds or takes away one task of a node.
@@ -167,12 +201,7 @@ func (s *State) count(n *node, t *api.Task, sign int) {
 	n.count(t, sign)
 	if moves {
 		s.order.Set(n)
-		switch has := n.byService[service]; {
-		case had == 0 && has > 0:
-			s.addSpread(service, 1)
-		case had > 0 && has == 0:
-			s.addSpread(service, -1)
-		}
+		s.tally(service, had, n.byService[service])
 	}
 	if sign > 0 {
 		n.tasks[t.GetId()] = t
