@@ -139,16 +139,3 @@ func expandMount(mount *api.Mount, data templateData) (err error) {
 	}
 	return nil
 }
-
-// CheckTemplates tries the templates of a service's tasks with made-up values and returns
-// the first error.
-func CheckTemplates(spec *api.ServiceSpec) error {
-	if spec.GetTask().GetContainer() == nil {
-		return nil
-	}
-	_, err := Expand(&api.Task{
-		Id: "taskid", ServiceId: "serviceid", Slot: 1, NodeId: "nodeid",
-		Spec: spec.GetTask(), ServiceAnnotations: spec.GetAnnotations(),
-	}, TemplateNode{ID: "nodeid", Hostname: "hostname"})
-	return err
-}

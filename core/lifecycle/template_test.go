@@ -113,11 +113,9 @@ func TestTemplateErrors(t *testing.T) {
 		{volume(&api.Mount_VolumeOptions{Labels: map[string]string{"l": "{{.X}}"}}), []string{"expanding mounts failed", `"l"`, "X"}},
 		{volume(&api.Mount_VolumeOptions{DriverConfig: &api.Driver{Options: map[string]string{"o": "{{.X}}"}}}), []string{"expanding mounts failed", `"o"`, "X"}},
 	} {
-		spec := &api.ServiceSpec{
-			Annotations: &api.Annotations{Name: "web", Labels: map[string]string{"tier": "front"}},
-			Task:        &api.TaskSpec{Runtime: &api.TaskSpec_Container{Container: c.spec}},
-		}
-		err := CheckTemplates(spec)
+		task := templateTask(1)
+		task.Spec.Runtime = &api.TaskSpec_Container{Container: c.spec}
+		_, err := Expand(task, templateNode())
 		if err == nil {
 			t.Errorf("%v is accepted", c.spec)
 			continue
@@ -127,9 +125,6 @@ func TestTemplateErrors(t *testing.T) {
 				t.Errorf("%v, want %q", err, part)
 			}
 		}
-	}
-	if err := CheckTemplates(&api.ServiceSpec{Task: &api.TaskSpec{}}); err != nil {
-		t.Errorf("nothing to expand: %v", err)
 	}
 	if _, err := Expand(&api.Task{Id: "t1"}, templateNode()); err == nil || !strings.Contains(err.Error(), "t1") {
 		t.Errorf("no container: %v", err)
