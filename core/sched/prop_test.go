@@ -361,6 +361,21 @@ func (m *machine) account(t *rapid.T) {
 	if diff := gocmp.Diff(want.spread, m.state.spread, gocmp.AllowUnexported(tally{})); diff != "" {
 		t.Fatalf("nodes of each service (-scratch +followed):\n%s", diff)
 	}
+	for i := range m.services + 1 { // and one that nobody has
+		service, fewest := fmt.Sprintf("s%d", i), 0
+		for id := range m.nodes {
+			count := (&oracle{tasks: m.tasks}).count(m.nodes[id], service)
+			if fewest == 0 || count < fewest {
+				fewest = count
+			}
+			if count == 0 {
+				break
+			}
+		}
+		if got := m.state.fewest(service); len(m.nodes) > 0 && got != fewest {
+			t.Fatalf("no node has fewer than %d tasks of %s, the State says %d", fewest, service, got)
+		}
+	}
 	var order, wanted []string
 	m.state.order.Scan(func(n *node) bool { order = append(order, n.GetId()); return true })
 	want.order.Scan(func(n *node) bool { wanted = append(wanted, n.GetId()); return true })

@@ -284,22 +284,3 @@ func TestDecisionsAreCopies(t *testing.T) {
 		}
 	}
 }
-
-// TestLooksAtFewNodes counts the nodes that placing one more task looks at: a few, however
-// many there are and however many of them the service has tasks on.
-func TestLooksAtFewNodes(t *testing.T) {
-	const nodes = 2000
-	for name, tasks := range map[string]int{"new": 0, "on half of the nodes": nodes / 2, "on all but one": nodes - 1, "twice on all": 2 * nodes, "thrice on some": 2*nodes + nodes/3} {
-		s := New(slices.Values(fleet(nodes)), func(func(*api.Task) bool) {})
-		for i := range tasks {
-			s.setTask(testTask("web", uint64(i)+1))
-		}
-		s.setTask(testTask("other", 1))
-		s.Schedule(epoch())
-		looked := 0
-		pipe := pipeline{{name: "count", fits: func(*node) bool { looked++; return true }}}
-		if n := s.walk(pipe, revision{service: "web"}, epoch())(); n == nil || looked > 3 {
-			t.Errorf("%s: looked at %d nodes for %v", name, looked, n.GetId())
-		}
-	}
-}
