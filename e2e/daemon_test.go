@@ -180,7 +180,12 @@ func TestDaemons(t *testing.T) {
 	if root := a.docker(t, "info", "--format", "{{.DockerRootDir}} {{.DefaultRuntime}} {{.Labels}}"); root != a.data()+" crun [zone=a]" {
 		t.Errorf("docker info says %q", root)
 	}
+	since := fmt.Sprint(time.Now().Unix())
 	ofA, ofB := a.serve(t), b.serve(t)
+	past := a.docker(t, "events", "--since", since, "--until", fmt.Sprint(time.Now().Unix()+1), "--filter", "type=service", "--format", "{{.Action}}")
+	if n := strings.Count(past, "create"); n != 1 {
+		t.Errorf("the past holds %d creations of a service, want 1: %q", n, past)
+	}
 	// The port is b's.
 	out, err := try(t, 30*time.Second, "docker", "-H", "unix://"+c.socket(), "swarm", "init")
 	if err == nil || !strings.Contains(out, "failed to listen on remote API address: listen tcp "+portB+": bind: address already in use") {

@@ -69,6 +69,7 @@ func Run(ctx context.Context, cfg Config) error {
 	})
 	front.Register(endpoints.Register)
 	group.Go(func() error { return endpoints.Run(ctx) })
+	group.Go(func() error { return front.Run(ctx) })
 	certs := &apiCerts{cfg: &cfg}
 	if err := serve(ctx, group, &cfg, certs, front.Handler()); err != nil {
 		return err
