@@ -49,8 +49,7 @@ type managerRole struct {
 // newManagerRole binds the swarm port and puts the services together.
 func (m *member) newManagerRole(ctx context.Context) (*managerRole, error) {
 	log := m.cfg.Log
-	var config net.ListenConfig
-	listen, err := config.Listen(ctx, "tcp", m.saved.ListenAddr)
+	listen, err := wire.Listen(ctx, m.cfg.Network, m.saved.ListenAddr)
 	if err != nil {
 		return nil, model.Wrap(model.Internal, err, "failed to listen on remote API address")
 	}

@@ -41,21 +41,22 @@ func NewServer(guard *Guard) *grpc.Server {
 // Dial connects to a manager by its certificate's server name. It returns before the
 // connection is up; calls fail fast while it is not.
 func Dial(creds *Credentials, addr, serverName string) (*grpc.ClientConn, error) {
-	return dial(addr, creds.ClientTLS(serverName))
+	return dial(creds.Network, addr, creds.ClientTLS(serverName))
 }
 
 // DialUnverified connects without checking who answers: only to fetch the root
-// certificate that a join token pins.
-func DialUnverified(addr string) (*grpc.ClientConn, error) {
-	return dial(addr, &tls.Config{
+// certificate that a join token pins. The network is TCP when nil.
+func DialUnverified(network Network, addr string) (*grpc.ClientConn, error) {
+	return dial(network, addr, &tls.Config{
 		MinVersion: tls.VersionTLS12, CipherSuites: suites(), NextProtos: []string{"h2"},
 		InsecureSkipVerify: true, //nolint:gosec // what is fetched is checked against the token
 	})
 }
 
-func dial(addr string, config *tls.Config) (*grpc.ClientConn, error) {
+func dial(network Network, addr string, config *tls.Config) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+addr,
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithContextDialer(orTCP(network).Dial),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},

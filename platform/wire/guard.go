@@ -27,7 +27,8 @@ type Guard struct {
 	Leading func() bool
 	// Leader connects to the leader, or fails with model.ErrNoLeader.
 	Leader func(ctx context.Context) (grpc.ClientConnInterface, error)
-	// Local makes every caller this node itself: for a listener that only it can reach.
+	// Local makes every caller this node itself, but for calls that it passes on for others:
+	// for a listener that only it can reach.
 	Local bool
 }
 
@@ -77,11 +78,16 @@ func (g *Guard) authorize(ctx context.Context, m method, known bool) (Identity, 
 		return Identity{}, denied("the method declares no access rule")
 	}
 	clusterID := g.Credentials.ClusterID()
-	if g.Local {
-		return Identity{NodeID: g.Credentials.NodeID(), ClusterID: clusterID, OUs: []string{g.Credentials.Role()}, Addr: "@"}, nil
-	}
 	direct := peerIdentity(ctx)
+	if g.Local {
+		direct = Identity{NodeID: g.Credentials.NodeID(), ClusterID: clusterID, OUs: []string{g.Credentials.Role()}, Addr: "@"}
+	}
 	caller, forwarded := forwardedIdentity(ctx, direct)
+	if g.Local && !forwarded {
+		// A call that this manager passes on to itself, having become the leader meanwhile,
+		// stays its caller's: else a worker would be taken for this manager.
+		return direct, nil
+	}
 	if forwarded {
 		if !authorizeForwarder(direct, clusterID) {
 			return Identity{}, denied("unauthorized forwarder")
