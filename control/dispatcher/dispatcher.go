@@ -10,10 +10,12 @@ package dispatcher
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/control/replica"
@@ -238,14 +240,27 @@ func (t *term) deliver(e model.Event) {
 	}
 }
 
-// MembersChanged tells all nodes that the list of managers changed.
-func (d *Dispatcher) MembersChanged() {
+// membersChanged tells all nodes of the term if the managers are not those of last, and
+// returns those of now.
+func (d *Dispatcher) membersChanged(t *term, last []*api.WeightedPeer) []*api.WeightedPeer {
+	now := d.managers()
+	if slices.EqualFunc(last, now, func(a, b *api.WeightedPeer) bool { return proto.Equal(a, b) }) {
+		return last
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.term == nil {
-		return
-	}
-	for _, n := range d.term.nodes {
+	for _, n := range t.nodes {
 		n.changedNow()
 	}
+	return now
+}
+
+// managers lists the managers as nodes hear of them.
+func (d *Dispatcher) managers() []*api.WeightedPeer {
+	members := d.cfg.Members()
+	out := make([]*api.WeightedPeer, 0, len(members))
+	for _, m := range members {
+		out = append(out, &api.WeightedPeer{Peer: &api.Peer{NodeId: m.GetNodeId(), Addr: m.GetAddr()}, Weight: 10})
+	}
+	return out
 }

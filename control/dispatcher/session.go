@@ -58,7 +58,7 @@ func (d *Dispatcher) Session(req *api.SessionRequest, stream api.Dispatcher_Sess
 		select {
 		case <-changed:
 		case <-n.ended:
-			return status.Error(codes.Aborted, "node must disconnect")
+			return d.whyEnded(t, n, nodeID)
 		case <-t.ctx.Done():
 			return errStopped()
 		case <-ctx.Done():
@@ -66,6 +66,17 @@ func (d *Dispatcher) Session(req *api.SessionRequest, stream api.Dispatcher_Sess
 			return ctx.Err()
 		}
 	}
+}
+
+// whyEnded is the error of a stream whose session is over: replaced by a newer one, or
+// ended by this manager.
+func (d *Dispatcher) whyEnded(t *term, n *node, nodeID string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if now := t.nodes[nodeID]; now != nil && now != n {
+		return errSession()
+	}
+	return status.Error(codes.Aborted, "node must disconnect")
 }
 
 // register finds or makes the session of a node.
@@ -143,11 +154,7 @@ func (d *Dispatcher) sessionMessage(nodeID, session string) *api.SessionMessage 
 		Node:                 view.Node(nodeID),
 		NetworkBootstrapKeys: view.Cluster().GetNetworkBootstrapKeys(),
 		RootCA:               view.Cluster().GetRootCa().GetCaCert(),
-	}
-	for _, m := range d.cfg.Members() {
-		msg.Managers = append(msg.Managers, &api.WeightedPeer{
-			Peer: &api.Peer{NodeId: m.GetNodeId(), Addr: m.GetAddr()}, Weight: 10,
-		})
+		Managers:             d.managers(),
 	}
 	return msg
 }
@@ -182,10 +189,12 @@ func (d *Dispatcher) Heartbeat(ctx context.Context, req *api.HeartbeatRequest) (
 	return &api.HeartbeatResponse{Period: durationpb.New(period)}, nil
 }
 
-// expire marks nodes down whose heartbeats have stopped.
+// expire marks nodes down whose heartbeats have stopped, and tells the others when the
+// managers changed.
 func (d *Dispatcher) expire(ctx context.Context, t *term) error {
 	began := time.Now()
 	unknownChecked := false
+	managers := d.managers()
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -193,6 +202,7 @@ func (d *Dispatcher) expire(ctx context.Context, t *term) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
+			managers = d.membersChanged(t, managers)
 			d.mu.Lock()
 			for id, n := range t.nodes {
 				if now.Before(n.deadline) {
