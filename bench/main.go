@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -86,17 +87,18 @@ func run(ctx context.Context) error {
 		{"worker", b.worker},
 		{"scale", b.scale},
 	}
+	var failed []error
 	for _, p := range parts {
 		if !slices.Contains(strings.Split(*only, ","), p.name) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "== %s\n", p.name)
-		if err := p.run(ctx); err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
+		if err := p.run(ctx); err != nil { // the others' figures are still worth having
+			failed = append(failed, fmt.Errorf("%s: %w", p.name, err))
 		}
 	}
 	b.print()
-	return b.save(*out)
+	return errors.Join(append(failed, b.save(*out))...)
 }
 
 func (b *bench) add(r row) { b.rows = append(b.rows, r) }

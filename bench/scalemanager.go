@@ -157,7 +157,7 @@ func (m *scaleManager) serve(ctx context.Context) error {
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		s, err := m.load(ctx)
 		if err != nil {
-			return err
+			return fmt.Errorf("load: %w", err)
 		}
 		if err := out.Encode(s); err != nil {
 			return err
@@ -238,10 +238,13 @@ func (m *scaleManager) load(ctx context.Context) (*scaled, error) {
 				running++
 			}
 		}
-		if assigned == s.Tasks && s.Assigned == 0 {
+		if assigned >= s.Tasks && s.Assigned == 0 {
 			s.Assigned = time.Since(begin).Seconds()
 			s.Deciding = m.decidingSeconds() - deciding
 		}
+	}
+	if assigned > s.Tasks {
+		return nil, fmt.Errorf("%d placements for %d tasks: nodes were lost", assigned, s.Tasks)
 	}
 	s.Running, s.CPU = time.Since(begin).Seconds(), processorSeconds()-cpu
 	s.Resident, err = residentMB(os.Getpid())
