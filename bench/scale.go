@@ -55,7 +55,7 @@ func (b *bench) scale(ctx context.Context) error {
 		return fmt.Errorf("allow %d open files: %w", scaleFiles, err)
 	}
 	var costs []float64
-	for _, field := range strings.Split(b.nodes, ",") {
+	for field := range strings.SplitSeq(b.nodes, ",") {
 		n, err := strconv.Atoi(field)
 		if err != nil {
 			return fmt.Errorf("nodes: %w", err)
