@@ -115,7 +115,8 @@ func (l *Local) Serve(ctx context.Context) error {
 type Route struct {
 	Local   grpc.ClientConnInterface
 	Leading func() bool
-	Leader  func(ctx context.Context) (grpc.ClientConnInterface, error)
+	// Leader is as in Guard.
+	Leader func(ctx context.Context) (grpc.ClientConnInterface, error)
 }
 
 func (r *Route) pick(ctx context.Context) (grpc.ClientConnInterface, error) {
@@ -123,26 +124,25 @@ func (r *Route) pick(ctx context.Context) (grpc.ClientConnInterface, error) {
 		return r.Local, nil
 	}
 	conn, err := r.Leader(ctx)
-	if err != nil {
-		return nil, ToStatus(err)
+	if conn == nil && err == nil {
+		return r.Local, nil
 	}
-	return conn, nil
+	return conn, err
 }
 
-// Invoke makes a unary call.
+// Invoke makes a unary call. It waits for the next leader when the last one did not take
+// the call, and never makes a call twice that may have been executed.
 func (r *Route) Invoke(ctx context.Context, name string, args, reply any, opts ...grpc.CallOption) error {
-	conn, err := r.pick(ctx)
-	if err != nil {
-		return err
-	}
-	return conn.Invoke(ctx, name, args, reply, opts...)
+	return callLeader(ctx, r.pick, func(conn grpc.ClientConnInterface) (bool, error) {
+		return invoke(ctx, conn, name, args, reply, opts...)
+	})
 }
 
-// NewStream opens a stream.
-func (r *Route) NewStream(ctx context.Context, desc *grpc.StreamDesc, name string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	conn, err := r.pick(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return conn.NewStream(ctx, desc, name, opts...)
+// NewStream opens a stream, as Invoke makes a call.
+func (r *Route) NewStream(ctx context.Context, desc *grpc.StreamDesc, name string, opts ...grpc.CallOption) (stream grpc.ClientStream, err error) {
+	err = callLeader(ctx, r.pick, func(conn grpc.ClientConnInterface) (unsent bool, err error) {
+		stream, unsent, err = open(ctx, conn, desc, name, opts...)
+		return unsent, err
+	})
+	return stream, err
 }
