@@ -62,6 +62,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	cfg.Registry.MustRegister(newNodeFacts(swarm))
 	facts := &daemonFacts{cfg: &cfg, id: id}
 	endpoints := local.New(local.Config{Engine: cfg.Engine, Log: cfg.Log, DaemonID: id, DaemonName: cfg.Hostname})
 	front := dockerapi.New(dockerapi.Config{

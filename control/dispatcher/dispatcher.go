@@ -60,8 +60,8 @@ type Dispatcher struct {
 	api.UnimplementedDispatcherServer
 	api.UnimplementedResourceAllocatorServer
 
-	cfg      Config
-	sessions prometheus.Gauge
+	cfg     Config
+	metrics *metrics
 
 	mu sync.Mutex
 	// term is nil while not leading.
@@ -96,16 +96,7 @@ type node struct {
 
 // New returns a Dispatcher that refuses calls until Run.
 func New(cfg Config) *Dispatcher {
-	d := &Dispatcher{
-		cfg: cfg,
-		sessions: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "skep_dispatcher_sessions", Help: "Nodes with a session on this manager.",
-		}),
-	}
-	if cfg.Registerer != nil {
-		cfg.Registerer.MustRegister(d.sessions)
-	}
-	return d
+	return &Dispatcher{cfg: cfg, metrics: newMetrics(cfg.Registerer)}
 }
 
 // Run dispatches for one term of leadership, until ctx ends.
@@ -165,7 +156,7 @@ func (d *Dispatcher) close(t *term) {
 	for _, n := range t.nodes {
 		n.end()
 	}
-	d.sessions.Set(0)
+	d.metrics.sessions.Set(0)
 }
 
 func (n *node) end() {

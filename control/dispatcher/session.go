@@ -113,7 +113,7 @@ func (d *Dispatcher) register(nodeID, session string) (*term, *node, string, err
 	}
 	fresh.deadline = now.Add(d.grace(d.period()))
 	t.nodes[nodeID] = fresh
-	d.sessions.Set(float64(len(t.nodes)))
+	d.metrics.sessions.Set(float64(len(t.nodes)))
 	return t, fresh, fresh.session, nil
 }
 
@@ -211,7 +211,7 @@ func (d *Dispatcher) expire(ctx context.Context, t *term) error {
 				delete(t.nodes, id)
 				n.session = ""
 				n.end()
-				d.sessions.Set(float64(len(t.nodes)))
+				d.metrics.sessions.Set(float64(len(t.nodes)))
 				t.pending.node(id, &nodeReport{state: api.NodeStatus_DOWN, message: "heartbeat failure"})
 				t.wakeWriter()
 				d.cfg.Log.Warn("node lost", slog.String("node_id", id))

@@ -12,6 +12,7 @@ type metrics struct {
 	placements prometheus.Counter
 	conflicts  prometheus.Counter
 	deciding   *prometheus.HistogramVec
+	batch      prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer, state replica.State) *metrics {
@@ -26,9 +27,12 @@ func newMetrics(reg prometheus.Registerer, state replica.State) *metrics {
 			Name: "skep_manager_deciding_seconds", Help: "Time that one pass of a controller took, without the log.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
 		}, []string{"controller"}),
+		batch: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "swarm_store_batch_latency_seconds", Help: "Time that one entry of a controller's decisions took to be written.",
+		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.placements, m.conflicts, m.deciding, newTotals(state))
+		reg.MustRegister(m.placements, m.conflicts, m.deciding, m.batch, newTotals(state))
 	}
 	return m
 }
