@@ -68,7 +68,13 @@ e2e: build ## end-to-end tests: real daemons, containers, namespaces and docker 
 
 .PHONY: bench
 bench: deps build ## print the benchmark table and write bench/results (root)
+	@./tools/deps.sh iptables:iptables # which Docker Engine needs
 	$(GO) run ./bench -bin $(BIN)
+
+.PHONY: sim
+sim: ## simulate whole swarms with faults for FOR (default 30m of their time) from SEED (default: the clock)
+	@seed=$(or $(SEED),$$(date +%s)); echo "seed $$seed"; \
+	$(GO) test -count=1 -timeout 60m ./sim -sim -run 'TestRandom' -seed $$seed -for $(or $(FOR),30m)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (default 20s)

@@ -37,7 +37,17 @@ var forbidden = map[string][]string{
 }
 
 // impure is what core must not import: it decides, and never blocks, waits or asks.
-var impure = []string{"net", "net/http", "os", "log", "log/slog", "sync", "context", "crypto/rand", "math/rand", "math/rand/v2", "google.golang.org/grpc"}
+var impure = []string{
+	"net", "os", "syscall", "log", "sync", "context", "crypto/rand", "math/rand", "unsafe", "runtime", "plugin", "database/sql",
+	"io/ioutil", "embed", "flag", "google.golang.org/grpc", "golang.org/x/sys", "golang.org/x/net",
+}
+
+// isImpure reports whether an import is on that list, or below an entry of it.
+func isImpure(path string) bool {
+	return path != "net/netip" && slices.ContainsFunc(impure, func(bad string) bool {
+		return path == bad || strings.HasPrefix(path, bad+"/")
+	})
+}
 
 type file struct {
 	dir  string // slash-separated, relative to the root
@@ -119,7 +129,7 @@ func TestCoreIsPure(t *testing.T) {
 			continue
 		}
 		for _, path := range imports(f) {
-			if slices.Contains(impure, path) {
+			if isImpure(path) {
 				t.Errorf("%s: core must not import %s", f.path, path)
 			}
 		}
@@ -128,7 +138,7 @@ func TestCoreIsPure(t *testing.T) {
 			case *ast.GoStmt, *ast.SelectStmt, *ast.ChanType, *ast.SendStmt:
 				t.Errorf("%s: core must not use goroutines or channels", f.path)
 			case *ast.SelectorExpr:
-				if x, ok := n.X.(*ast.Ident); ok && x.Name == "time" && slices.Contains([]string{"Now", "Since", "Until", "Sleep", "After", "NewTimer", "NewTicker"}, n.Sel.Name) {
+				if x, ok := n.X.(*ast.Ident); ok && x.Name == "time" && slices.Contains([]string{"Now", "Since", "Until", "Sleep", "After", "AfterFunc", "Tick", "NewTimer", "NewTicker"}, n.Sel.Name) {
 					t.Errorf("%s: core takes now as an argument, found time.%s", f.path, n.Sel.Name)
 				}
 			}
@@ -137,7 +147,8 @@ func TestCoreIsPure(t *testing.T) {
 	}
 }
 
-// TestPackageComments wants a package comment of at least two sentences everywhere.
+// TestPackageComments wants a package comment of at least two sentences everywhere; one
+// does for a command.
 func TestPackageComments(t *testing.T) {
 	comments := map[string]string{}
 	for _, f := range parse(t) {
@@ -150,8 +161,9 @@ func TestPackageComments(t *testing.T) {
 			comments[f.dir] = ""
 		}
 	}
+	sentence := regexp.MustCompile(`[.:;](\s|$)`)
 	for dir, text := range comments {
-		if strings.Count(text, ".") < 1 || len(text) < 60 {
+		if len(sentence.FindAllString(text, -1)) < 2 && !strings.HasPrefix(text, "Command ") || len(text) < 100 {
 			t.Errorf("%s: the package comment must say what the package does, who owns its state and what it leaves to others", dir)
 		}
 	}
@@ -175,29 +187,50 @@ func TestTodo(t *testing.T) {
 	}
 }
 
-// TestFuzzTargets wants a fuzz target in every package with a function that parses or
-// decodes text or bytes from outside.
+// TestFuzzTargets wants every function that parses or decodes text or bytes from outside to
+// be reached by a fuzz target of its package: named in the target, or in a function of the
+// package that the target reaches.
 func TestFuzzTargets(t *testing.T) {
-	parses := map[string]string{}
-	fuzzes := map[string]bool{}
+	type function struct{ dir, name string }
+	calls := make(map[function][]string) // what a function mentions
+	var parsers, reached []function
 	name := regexp.MustCompile(`^(Parse|Decode|parse|decode)[A-Z]`)
 	for _, f := range parse(t) {
 		for _, d := range f.ast.Decls {
 			fn, ok := d.(*ast.FuncDecl)
-			if !ok {
+			if !ok || fn.Body == nil {
 				continue
 			}
+			key := function{f.dir, fn.Name.Name}
+			ast.Inspect(fn.Body, func(n ast.Node) bool {
+				if id, ok := n.(*ast.Ident); ok {
+					calls[key] = append(calls[key], id.Name)
+				}
+				return true
+			})
 			if f.test && strings.HasPrefix(fn.Name.Name, "Fuzz") {
-				fuzzes[f.dir] = true
+				reached = append(reached, key)
 			}
-			if !f.test && fn.Recv == nil && name.MatchString(fn.Name.Name) && takesBytes(fn) && !strings.HasPrefix(f.dir, "api") {
-				parses[f.dir] = fn.Name.Name
+			if !f.test && name.MatchString(fn.Name.Name) && takesBytes(fn) && !strings.HasPrefix(f.dir, "api") {
+				parsers = append(parsers, key)
 			}
 		}
 	}
-	for dir, fn := range parses {
-		if !fuzzes[dir] {
-			t.Errorf("%s: %s reads foreign input, but the package has no fuzz target", dir, fn)
+	seen := make(map[function]bool)
+	for len(reached) > 0 {
+		at := reached[0]
+		reached = reached[1:]
+		if seen[at] {
+			continue
+		}
+		seen[at] = true
+		for _, called := range calls[at] {
+			reached = append(reached, function{at.dir, called})
+		}
+	}
+	for _, p := range parsers {
+		if !seen[p] {
+			t.Errorf("%s: %s reads foreign input, but no fuzz target of the package reaches it", p.dir, p.name)
 		}
 	}
 }
@@ -218,38 +251,70 @@ func takesBytes(fn *ast.FuncDecl) bool {
 	}
 }
 
-// TestMetricsListed wants every metric name of the source in docs/metrics.md.
+// TestPackageNames wants nouns that say something.
+func TestPackageNames(t *testing.T) {
+	for _, f := range parse(t) {
+		switch name := strings.TrimSuffix(f.ast.Name.Name, "_test"); name {
+		case "util", "utils", "common", "helper", "helpers", "type", "types", "base", "misc", "shared", "lib", "pkg", "internal":
+			t.Errorf("%s: package %s could hold anything: name it after what it does", f.path, name)
+		}
+	}
+}
+
+// TestMetricsListed wants every metric of the source in the table of docs/metrics.md, and
+// nothing else there.
 func TestMetricsListed(t *testing.T) {
-	listed, err := os.ReadFile("docs/metrics.md")
+	text, err := os.ReadFile("docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
+	listed := make(map[string]bool)
+	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\|").FindAllStringSubmatch(string(text), -1) {
+		if listed[row[1]] {
+			t.Errorf("docs/metrics.md: %s is listed twice", row[1])
+		}
+		listed[row[1]] = true
+	}
+	// Namespace, subsystem and what is measured: two words are a label's name, as swarm_id.
+	name := regexp.MustCompile(`^(skep|swarm|engine)_[a-z0-9]+_[a-z0-9_]+$`)
+	found := make(map[string]bool)
 	for _, f := range parse(t) {
-		if f.test {
+		if f.test || !slices.Contains(imports(f), "github.com/prometheus/client_golang/prometheus") {
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
-			lit, ok := n.(*ast.CompositeLit)
-			if !ok {
-				return true
-			}
-			sel, ok := lit.Type.(*ast.SelectorExpr)
-			if !ok || !strings.HasSuffix(sel.Sel.Name, "Opts") {
-				return true
-			}
-			if x, ok := sel.X.(*ast.Ident); !ok || x.Name != "prometheus" {
-				return true
-			}
-			if name := metricName(lit); name != "" && !strings.Contains(string(listed), name) {
-				t.Errorf("%s: metric %s is not in docs/metrics.md", f.path, name)
+			switch n := n.(type) {
+			case *ast.BasicLit:
+				if text := strings.Trim(n.Value, `"`); name.MatchString(text) && !found[text] {
+					found[text] = true
+					if !listed[text] {
+						t.Errorf("%s: metric %s is not in docs/metrics.md", f.path, text)
+					}
+				}
+			case *ast.CompositeLit:
+				if metric, ok := metricName(n); ok && !name.MatchString(metric) {
+					t.Errorf("%s: write the name of metric %q whole, as one literal", f.path, metric)
+				}
 			}
 			return true
 		})
 	}
+	for metric := range listed {
+		if !found[metric] {
+			t.Errorf("docs/metrics.md: nothing makes %s", metric)
+		}
+	}
 }
 
-func metricName(lit *ast.CompositeLit) string {
-	part := map[string]string{}
+// metricName returns the Name of a literal of options of a metric.
+func metricName(lit *ast.CompositeLit) (string, bool) {
+	sel, ok := lit.Type.(*ast.SelectorExpr)
+	if !ok || !strings.HasSuffix(sel.Sel.Name, "Opts") {
+		return "", false
+	}
+	if x, ok := sel.X.(*ast.Ident); !ok || x.Name != "prometheus" {
+		return "", false
+	}
 	for _, e := range lit.Elts {
 		kv, ok := e.(*ast.KeyValueExpr)
 		if !ok {
@@ -257,15 +322,9 @@ func metricName(lit *ast.CompositeLit) string {
 		}
 		key, ok := kv.Key.(*ast.Ident)
 		value, isLit := kv.Value.(*ast.BasicLit)
-		if ok && isLit {
-			part[key.Name] = strings.Trim(value.Value, `"`)
+		if ok && isLit && key.Name == "Name" {
+			return strings.Trim(value.Value, `"`), true
 		}
 	}
-	var names []string
-	for _, k := range []string{"Namespace", "Subsystem", "Name"} {
-		if part[k] != "" {
-			names = append(names, part[k])
-		}
-	}
-	return strings.Join(names, "_")
+	return "", true
 }

@@ -31,24 +31,51 @@ func (b *bench) idle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	before, err := ticks(pid)
+	child, err := childOf(pid, "containerd")
 	if err != nil {
 		return err
+	}
+	pids := map[string]int{"daemon": pid, "containerd": child}
+	before := map[string]int{}
+	for name, pid := range pids {
+		if before[name], err = ticks(pid); err != nil {
+			return err
+		}
 	}
 	if err := sleep(ctx, watch); err != nil {
 		return err
 	}
-	after, err := ticks(pid)
-	if err != nil {
-		return err
+	for _, name := range []string{"daemon", "containerd"} {
+		after, err := ticks(pids[name])
+		if err != nil {
+			return err
+		}
+		rss, err := residentMB(pids[name])
+		if err != nil {
+			return err
+		}
+		memory, processor := "", ""
+		if name == "daemon" {
+			memory, processor = "< 60", "not measurable"
+		}
+		b.add(row{"e. idle manager, " + name + ", resident memory", rss, "MB", "VmRSS, files mapped included", memory})
+		b.add(row{"e. idle manager, " + name + ", processor", float64(after-before[name]) / watch.Seconds(), "% of a core", "over 30 s", processor})
 	}
-	rss, err := residentMB(pid)
-	if err != nil {
-		return err
-	}
-	b.add(row{"e. idle manager, resident memory", rss, "MB", "VmRSS of skep daemon", "< 60"})
-	b.add(row{"e. idle manager, processor", float64(after-before) / watch.Seconds(), "% of a core", "over 30 s", "not measurable"})
 	return nil
+}
+
+// childOf returns the child of a process that runs a program.
+func childOf(pid int, program string) (int, error) {
+	out, err := exec.Command("ps", "-o", "pid=,comm=", "--ppid", fmt.Sprint(pid)).Output()
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(out)) {
+		if f := strings.Fields(line); len(f) == 2 && f[1] == program {
+			return strconv.Atoi(f[0])
+		}
+	}
+	return 0, fmt.Errorf("process %d has no child %s", pid, program)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -35,7 +36,9 @@ type bench struct {
 	work   string
 	pairs  int
 	rounds int
-	rows   []row
+	// nodes are the numbers of simulated nodes, separated by commas.
+	nodes string
+	rows  []row
 	// started counts engines; each has a directory of its own.
 	started int
 	// engines are measured alternately by start.
@@ -53,13 +56,18 @@ func main() {
 
 func run(ctx context.Context) error {
 	b := &bench{}
-	only := flag.String("only", "start,leader,worker,idle", "comma-separated parts to run")
+	only := flag.String("only", "idle,start,leader,worker,scale", "comma-separated parts to run")
 	flag.StringVar(&b.bin, "bin", "bin", "directory of the built binaries")
 	flag.IntVar(&b.pairs, "pairs", 5, "pairs of Skep and Docker Engine runs")
 	flag.IntVar(&b.rounds, "rounds", 20, "rounds of killing the leader; half as many for workers")
 	engines := flag.String("engines", "skep,docker", "what start measures")
+	flag.StringVar(&b.nodes, "nodes", "1000,5000", "numbers of simulated nodes that scale runs with")
+	manage := flag.String("scale-manager", "", "for scale itself: be the manager whose files lie in this directory")
 	out := flag.String("out", "bench/results", "directory for the results")
 	flag.Parse()
+	if *manage != "" {
+		return runScaleManager(ctx, *manage)
+	}
 	b.engines = strings.Split(*engines, ",")
 	var err error
 	if b.bin, err = filepath.Abs(b.bin); err != nil {
@@ -77,18 +85,20 @@ func run(ctx context.Context) error {
 		{"start", b.start},
 		{"leader", b.leader},
 		{"worker", b.worker},
+		{"scale", b.scale},
 	}
+	var failed []error
 	for _, p := range parts {
 		if !slices.Contains(strings.Split(*only, ","), p.name) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "== %s\n", p.name)
-		if err := p.run(ctx); err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
+		if err := p.run(ctx); err != nil { // the others' figures are still worth having
+			failed = append(failed, fmt.Errorf("%s: %w", p.name, err))
 		}
 	}
 	b.print()
-	return b.save(*out)
+	return errors.Join(append(failed, b.save(*out))...)
 }
 
 func (b *bench) add(r row) { b.rows = append(b.rows, r) }

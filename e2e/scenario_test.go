@@ -295,7 +295,7 @@ func testDaemonKilled(t *testing.T, s *swarm, m string) {
 	container := s.docker(t, w, "ps", "-q", "--no-trunc", "--filter", "name=steady")
 	started := s.docker(t, w, "inspect", "--format", "{{.State.Pid}} {{.State.StartedAt}}", container)
 	s.dev(t, "kill", w)
-	time.Sleep(2 * time.Second)
+	time.Sleep(500 * time.Millisecond) // well within the patience of the managers, also on a busy machine
 	s.dev(t, "start", w)
 	eventually(t, 30*time.Second, "the daemon is back with its container", func() string {
 		out, err := s.tryDocker(t, 10*time.Second, w, "inspect", "--format", "{{.State.Pid}} {{.State.StartedAt}}", container)

@@ -2,9 +2,11 @@ package node
 
 import (
 	"log/slog"
+	"net"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/skep-dev/skep/platform/wire"
 	"github.com/skep-dev/skep/worker/agent"
 	"github.com/skep-dev/skep/worker/runtime"
 )
@@ -15,6 +17,11 @@ type Config struct {
 	DataRoot, ExecRoot string
 	// Hosts are where the API listens: unix://PATH or tcp://HOST:PORT.
 	Hosts []string
+	// Listeners serve the API too, in clear: they are the caller's to guard. The daemon
+	// closes them.
+	Listeners []net.Listener
+	// Network connects the nodes of the swarm; nil is TCP.
+	Network wire.Network
 	// TLSCert and TLSKey protect tcp hosts; with TLSCACert, clients must show a certificate
 	// signed by it.
 	TLSCert, TLSKey, TLSCACert string

@@ -62,6 +62,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	cfg.Registry.MustRegister(newNodeFacts(swarm))
 	facts := &daemonFacts{cfg: &cfg, id: id}
 	endpoints := local.New(local.Config{Engine: cfg.Engine, Log: cfg.Log, DaemonID: id, DaemonName: cfg.Hostname})
 	front := dockerapi.New(dockerapi.Config{
@@ -69,6 +70,7 @@ func Run(ctx context.Context, cfg Config) error {
 	})
 	front.Register(endpoints.Register)
 	group.Go(func() error { return endpoints.Run(ctx) })
+	group.Go(func() error { return front.Run(ctx) })
 	certs := &apiCerts{cfg: &cfg}
 	if err := serve(ctx, group, &cfg, certs, front.Handler()); err != nil {
 		return err
@@ -128,6 +130,9 @@ func reloads(ctx context.Context, cfg *Config, certs *apiCerts, endpoints *local
 
 // serve opens the API's listeners.
 func serve(ctx context.Context, group *errgroup.Group, cfg *Config, certs *apiCerts, handler http.Handler) error {
+	for _, listen := range cfg.Listeners {
+		serveListener(ctx, group, listen, handler)
+	}
 	for _, host := range cfg.Hosts {
 		network, addr, ok := strings.Cut(host, "://")
 		if !ok {
@@ -174,6 +179,12 @@ func serveOn(ctx context.Context, group *errgroup.Group, network, addr string, c
 	if config != nil {
 		listen = tls.NewListener(listen, config)
 	}
+	serveListener(ctx, group, listen, handler)
+	return nil
+}
+
+// serveListener serves HTTP on a listener until ctx ends, and closes it.
+func serveListener(ctx context.Context, group *errgroup.Group, listen net.Listener, handler http.Handler) {
 	// Streams end with the daemon, not with their clients.
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	server := &http.Server{
@@ -183,7 +194,7 @@ func serveOn(ctx context.Context, group *errgroup.Group, network, addr string, c
 	group.Go(func() error {
 		defer cancel()
 		if err := server.Serve(listen); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve %s: %w", addr, err)
+			return fmt.Errorf("serve %s: %w", listen.Addr(), err)
 		}
 		return nil
 	})
@@ -197,7 +208,6 @@ func serveOn(ctx context.Context, group *errgroup.Group, network, addr string, c
 		}
 		return nil
 	})
-	return nil
 }
 
 // restrict leaves a socket to root and to the group docker where the machine has one, as

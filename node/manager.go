@@ -26,9 +26,6 @@ import (
 	"github.com/skep-dev/skep/platform/wire"
 )
 
-// leaderWait is how long a call waits for a leader to be elected before it fails.
-const leaderWait = 3 * time.Second
-
 // managerRole is the manager part of a node.
 type managerRole struct {
 	log     *slog.Logger
@@ -49,8 +46,7 @@ type managerRole struct {
 // newManagerRole binds the swarm port and puts the services together.
 func (m *member) newManagerRole(ctx context.Context) (*managerRole, error) {
 	log := m.cfg.Log
-	var config net.ListenConfig
-	listen, err := config.Listen(ctx, "tcp", m.saved.ListenAddr)
+	listen, err := wire.Listen(ctx, m.cfg.Network, m.saved.ListenAddr)
 	if err != nil {
 		return nil, model.Wrap(model.Internal, err, "failed to listen on remote API address")
 	}
@@ -189,14 +185,16 @@ func (r *managerRole) removed(nodeID string) bool {
 	return ok
 }
 
-// leader connects to the leader. It waits a little while there is none.
+// leader connects to the leader, with nil when that is this manager: then the caller's own
+// identity must not be lost on the way through the local connection. It waits a little
+// while there is none.
 func (r *managerRole) leader(ctx context.Context) (grpc.ClientConnInterface, error) {
-	deadline := time.NewTimer(leaderWait)
+	deadline := time.NewTimer(wire.LeaderWait)
 	defer deadline.Stop()
 	for {
 		leading, changed := r.replica.Leading()
 		if leading {
-			return r.local.Conn, nil
+			return nil, nil //nolint:nilnil // nil is the answer "here"
 		}
 		nodeID, addr, ok := r.replica.Leader()
 		if ok && nodeID != r.creds.NodeID() {

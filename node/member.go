@@ -65,7 +65,7 @@ func newMember(cfg *Config, dir string, saved savedState, keys *keystore.Store, 
 		return nil, err
 	}
 	m := &member{
-		cfg: cfg, dir: dir, saved: saved, keys: keys, creds: new(wire.Credentials),
+		cfg: cfg, dir: dir, saved: saved, keys: keys, creds: &wire.Credentials{Network: cfg.Network},
 		remotes: openRemotes(dir, cfg.Log),
 		role:    make(chan struct{}, 1), joined: make(chan struct{}),
 	}

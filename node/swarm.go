@@ -390,7 +390,7 @@ func (s *membership) join(ctx context.Context, done chan struct{}, saved savedSt
 		close(done)
 		return errors.Join(err, s.keys.Clear())
 	}
-	id, err := enroll.Join(ctx, saved.RemoteAddr, token, availability)
+	id, err := enroll.Join(ctx, s.cfg.Network, saved.RemoteAddr, token, availability)
 	if err != nil {
 		return fail(err)
 	}

@@ -80,7 +80,7 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 		TLSCert: d.TLSCert, TLSKey: d.TLSKey, TLSCACert: d.TLSCACert,
 		AdvertiseAddr: d.AdvertiseAddr, ListenAddr: d.ListenAddr, Labels: d.Labels, MetricsAddr: d.MetricsAddr,
 		StopTasks: d.StopTasks, Debug: d.LogLevel == "debug", Hostname: hostname, Version: version, Commit: commit, BuildTime: buildTime(),
-		InsecureRegistries: d.Insecure, Engine: engine, Reload: reload, Log: log, Registry: registry,
+		InsecureRegistries: d.Insecure, Engine: engine, Networks: network, Reload: reload, Log: log, Registry: registry,
 	})
 	withTasks := d.StopTasks || errors.Is(context.Cause(ctx), node.ErrStopTasks)
 	cancel(nil)

@@ -117,7 +117,7 @@ func (d *Dispatcher) Assignments(req *api.AssignmentsRequest, stream api.Dispatc
 		case <-t.ctx.Done():
 			return errStopped()
 		case <-n.ended:
-			return status.Error(codes.Aborted, "node must disconnect")
+			return d.whyEnded(t, n, nodeID)
 		case <-f.wake:
 		}
 		events, again := f.take()

@@ -10,10 +10,12 @@ package dispatcher
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
@@ -60,7 +62,7 @@ type Dispatcher struct {
 	api.UnimplementedResourceAllocatorServer
 
 	cfg      Config
-	sessions prometheus.Gauge
+	metrics  *metrics
 	networks *networks
 
 	mu sync.Mutex
@@ -96,16 +98,8 @@ type node struct {
 
 // New returns a Dispatcher that refuses calls until Run.
 func New(cfg Config) *Dispatcher {
-	d := &Dispatcher{
-		cfg: cfg,
-		sessions: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "skep_dispatcher_sessions", Help: "Nodes with a session on this manager.",
-		}),
-	}
+	d := &Dispatcher{cfg: cfg, metrics: newMetrics(cfg.Registerer)}
 	d.networks = &networks{d: d}
-	if cfg.Registerer != nil {
-		cfg.Registerer.MustRegister(d.sessions)
-	}
 	return d
 }
 
@@ -171,7 +165,7 @@ func (d *Dispatcher) close(t *term) {
 	for _, n := range t.nodes {
 		n.end()
 	}
-	d.sessions.Set(0)
+	d.metrics.sessions.Set(0)
 }
 
 func (n *node) end() {
@@ -246,14 +240,27 @@ func (t *term) deliver(e model.Event) {
 	}
 }
 
-// MembersChanged tells all nodes that the list of managers changed.
-func (d *Dispatcher) MembersChanged() {
+// membersChanged tells all nodes of the term if the managers are not those of last, and
+// returns those of now.
+func (d *Dispatcher) membersChanged(t *term, last []*api.WeightedPeer) []*api.WeightedPeer {
+	now := d.managers()
+	if slices.EqualFunc(last, now, func(a, b *api.WeightedPeer) bool { return proto.Equal(a, b) }) {
+		return last
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.term == nil {
-		return
-	}
-	for _, n := range d.term.nodes {
+	for _, n := range t.nodes {
 		n.changedNow()
 	}
+	return now
+}
+
+// managers lists the managers as nodes hear of them.
+func (d *Dispatcher) managers() []*api.WeightedPeer {
+	members := d.cfg.Members()
+	out := make([]*api.WeightedPeer, 0, len(members))
+	for _, m := range members {
+		out = append(out, &api.WeightedPeer{Peer: &api.Peer{NodeId: m.GetNodeId(), Addr: m.GetAddr()}, Weight: 10})
+	}
+	return out
 }

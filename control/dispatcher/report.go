@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -175,16 +176,24 @@ func (d *Dispatcher) commit(ctx context.Context, b *batch) error {
 		}
 	}
 	for chunk := range slices.Chunk(b.order, batchSize) {
+		var delays []time.Duration
 		_, err := d.cfg.State.Update(ctx, func(tx *store.Tx) error {
 			for _, id := range chunk {
-				if err := d.writeTask(tx, id, b.tasks[id]); err != nil {
+				old := tx.Snapshot().Task(id)
+				if err := d.writeTask(tx, old, b.tasks[id]); err != nil {
 					return err
+				}
+				if delay, ok := started(old, tx.Snapshot().Task(id), tx.Now()); ok {
+					delays = append(delays, delay)
 				}
 			}
 			return nil
 		})
 		if err != nil {
 			return err
+		}
+		for _, delay := range delays {
+			d.metrics.scheduling.Observe(delay.Seconds())
 		}
 	}
 	return nil
@@ -209,13 +218,13 @@ func writeNode(tx *store.Tx, id string, r *nodeReport) error {
 	return tx.Update(node)
 }
 
-func (d *Dispatcher) writeTask(tx *store.Tx, id string, s *api.TaskStatus) error {
-	old := tx.Snapshot().Task(id)
+// writeTask writes a report about a task, which may be gone.
+func (d *Dispatcher) writeTask(tx *store.Tx, old *api.Task, s *api.TaskStatus) error {
 	if old == nil || s.GetState() < old.GetStatus().GetState() || sameStatus(old.GetStatus(), s) {
 		return nil
 	}
 	if old.GetStatus().GetState() != s.GetState() {
-		d.cfg.Log.Debug("task changed", slog.String("task_id", id), slog.String("state", model.StateName(s.GetState())))
+		d.cfg.Log.Debug("task changed", slog.String("task_id", old.GetId()), slog.String("state", model.StateName(s.GetState())))
 	}
 	task := model.Clone(old)
 	task.Status = model.Clone(s)

@@ -65,7 +65,7 @@ func (d *Dispatcher) Session(req *api.SessionRequest, stream api.Dispatcher_Sess
 		select {
 		case <-changed:
 		case <-n.ended:
-			return status.Error(codes.Aborted, "node must disconnect")
+			return d.whyEnded(t, n, nodeID)
 		case <-t.ctx.Done():
 			return errStopped()
 		case <-ctx.Done():
@@ -73,6 +73,17 @@ func (d *Dispatcher) Session(req *api.SessionRequest, stream api.Dispatcher_Sess
 			return ctx.Err()
 		}
 	}
+}
+
+// whyEnded is the error of a stream whose session is over: replaced by a newer one, or
+// ended by this manager.
+func (d *Dispatcher) whyEnded(t *term, n *node, nodeID string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if now := t.nodes[nodeID]; now != nil && now != n {
+		return errSession()
+	}
+	return status.Error(codes.Aborted, "node must disconnect")
 }
 
 // register finds or makes the session of a node.
@@ -109,7 +120,7 @@ func (d *Dispatcher) register(nodeID, session string) (*term, *node, string, err
 	}
 	fresh.deadline = now.Add(d.grace(d.period()))
 	t.nodes[nodeID] = fresh
-	d.sessions.Set(float64(len(t.nodes)))
+	d.metrics.sessions.Set(float64(len(t.nodes)))
 	return t, fresh, fresh.session, nil
 }
 
@@ -150,11 +161,7 @@ func (d *Dispatcher) sessionMessage(nodeID, session string) *api.SessionMessage 
 		Node:                 view.Node(nodeID),
 		NetworkBootstrapKeys: view.Cluster().GetNetworkBootstrapKeys(),
 		RootCA:               view.Cluster().GetRootCa().GetCaCert(),
-	}
-	for _, m := range d.cfg.Members() {
-		msg.Managers = append(msg.Managers, &api.WeightedPeer{
-			Peer: &api.Peer{NodeId: m.GetNodeId(), Addr: m.GetAddr()}, Weight: 10,
-		})
+		Managers:             d.managers(),
 	}
 	return msg
 }
@@ -189,10 +196,12 @@ func (d *Dispatcher) Heartbeat(ctx context.Context, req *api.HeartbeatRequest) (
 	return &api.HeartbeatResponse{Period: durationpb.New(period)}, nil
 }
 
-// expire marks nodes down whose heartbeats have stopped.
+// expire marks nodes down whose heartbeats have stopped, and tells the others when the
+// managers changed.
 func (d *Dispatcher) expire(ctx context.Context, t *term) error {
 	began := time.Now()
 	unknownChecked := false
+	managers := d.managers()
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -200,6 +209,7 @@ func (d *Dispatcher) expire(ctx context.Context, t *term) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
+			managers = d.membersChanged(t, managers)
 			d.mu.Lock()
 			for id, n := range t.nodes {
 				if now.Before(n.deadline) {
@@ -208,7 +218,7 @@ func (d *Dispatcher) expire(ctx context.Context, t *term) error {
 				delete(t.nodes, id)
 				n.session = ""
 				n.end()
-				d.sessions.Set(float64(len(t.nodes)))
+				d.metrics.sessions.Set(float64(len(t.nodes)))
 				t.pending.node(id, &nodeReport{state: api.NodeStatus_DOWN, message: "heartbeat failure"})
 				t.wakeWriter()
 				d.cfg.Log.Warn("node lost", slog.String("node_id", id))

@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -55,6 +56,7 @@ func (m *Manager) propose(ctx context.Context, b *batch) (stale []*unit, err err
 	if len(b.units) == 0 {
 		return nil, nil
 	}
+	begin := time.Now()
 	_, err = m.state.Update(ctx, func(tx *store.Tx) error {
 		for i := range b.units {
 			u := &b.units[i]
@@ -68,6 +70,9 @@ func (m *Manager) propose(ctx context.Context, b *batch) (stale []*unit, err err
 		}
 		return nil
 	})
+	if err == nil {
+		m.metrics.batch.Observe(time.Since(begin).Seconds())
+	}
 	m.metrics.conflicts.Add(float64(len(stale)))
 	return stale, err
 }

@@ -12,6 +12,7 @@ type metrics struct {
 	placements prometheus.Counter
 	conflicts  prometheus.Counter
 	deciding   *prometheus.HistogramVec
+	batch      prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer, state replica.State) *metrics {
@@ -26,9 +27,12 @@ func newMetrics(reg prometheus.Registerer, state replica.State) *metrics {
 			Name: "skep_manager_deciding_seconds", Help: "Time that one pass of a controller took, without the log.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
 		}, []string{"controller"}),
+		batch: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "swarm_store_batch_latency_seconds", Help: "Time that one entry of a controller's decisions took to be written.",
+		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.placements, m.conflicts, m.deciding, newTotals(state))
+		reg.MustRegister(m.placements, m.conflicts, m.deciding, m.batch, newTotals(state))
 	}
 	return m
 }
@@ -43,18 +47,18 @@ type totals struct {
 
 func newTotals(state replica.State) *totals {
 	gauge := func(name, help string, labels ...string) *prometheus.Desc {
-		return prometheus.NewDesc("swarm_manager_"+name, help, labels, nil)
+		return prometheus.NewDesc(name, help, labels, nil)
 	}
 	return &totals{
 		state: state,
 		objects: map[model.Table]*prometheus.Desc{
-			model.Services: gauge("services_total", "The number of services in the cluster object store"),
-			model.Networks: gauge("networks_total", "The number of networks in the cluster object store"),
-			model.Secrets:  gauge("secrets_total", "The number of secrets in the cluster object store"),
-			model.Configs:  gauge("configs_total", "The number of configs in the cluster object store"),
+			model.Services: gauge("swarm_manager_services_total", "The number of services in the cluster object store"),
+			model.Networks: gauge("swarm_manager_networks_total", "The number of networks in the cluster object store"),
+			model.Secrets:  gauge("swarm_manager_secrets_total", "The number of secrets in the cluster object store"),
+			model.Configs:  gauge("swarm_manager_configs_total", "The number of configs in the cluster object store"),
 		},
-		nodes: gauge("nodes", "The number of nodes", "state"),
-		tasks: gauge("tasks_total", "The number of tasks in the cluster object store", "state"),
+		nodes: gauge("swarm_manager_nodes", "The number of nodes", "state"),
+		tasks: gauge("swarm_manager_tasks_total", "The number of tasks in the cluster object store", "state"),
 	}
 }
 

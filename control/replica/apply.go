@@ -42,6 +42,7 @@ func (m *member) apply(entries []*raftpb.Entry) error {
 		m.r.feed.publish(m.state, events, false)
 	}
 	for _, p := range answers {
+		m.r.metrics.applied(p)
 		p.answer(nil)
 	}
 	return nil

@@ -1,10 +1,15 @@
 package replica
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 type metrics struct {
 	transaction prometheus.Histogram
 	snapshot    prometheus.Histogram
+	write       prometheus.Histogram
 	isLeader    prometheus.Gauge
 }
 
@@ -12,11 +17,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		transaction: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "swarm_raft_transaction_latency_seconds",
-			Help: "Time from the call of an update until its entry is applied.",
+			Help: "Time from the proposal of an update's entry until it is applied.",
 		}),
 		snapshot: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "swarm_raft_snapshot_latency_seconds",
 			Help: "Time to encode, seal and write a snapshot.",
+		}),
+		write: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "swarm_store_write_tx_latency_seconds",
+			Help: "Time from the call of an update until its answer, with its wait for the log.",
 		}),
 		isLeader: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "swarm_manager_leader",
@@ -24,7 +33,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.transaction, m.snapshot, m.isLeader)
+		reg.MustRegister(m.transaction, m.snapshot, m.write, m.isLeader)
 	}
 	return m
 }
@@ -35,4 +44,11 @@ func (m *metrics) leader(leading bool) {
 		return
 	}
 	m.isLeader.Set(0)
+}
+
+// applied notes how long an entry of an update took through the log.
+func (m *metrics) applied(p *pending) {
+	if !p.conf {
+		m.transaction.Observe(time.Since(p.proposed).Seconds())
+	}
 }

@@ -27,6 +27,7 @@ type update struct {
 type pending struct {
 	index, term uint64
 	data        []byte
+	proposed    time.Time
 	conf        bool            // a change of membership
 	state       *store.Snapshot // after it
 	events      []model.Event
@@ -76,7 +77,7 @@ func (r *Replica) answered(u *update, err error) (*store.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.metrics.transaction.Observe(time.Since(u.start).Seconds())
+	r.metrics.write.Observe(time.Since(u.start).Seconds())
 	return r.feed.view(), nil
 }
 
@@ -146,12 +147,13 @@ func (m *member) run(u *update, index uint64) (*pending, error) {
 			"raft: raft message is too large and can't be sent: %d bytes, at most %d", len(data), maxRequest)
 	}
 	return &pending{
-		index:   index,
-		term:    m.term,
-		data:    data,
-		events:  tx.Events(),
-		state:   tx.Commit(index),
-		waiting: []waiter{{done: u.done}},
+		index:    index,
+		term:     m.term,
+		proposed: time.Now(),
+		data:     data,
+		events:   tx.Events(),
+		state:    tx.Commit(index),
+		waiting:  []waiter{{done: u.done}},
 	}, nil
 }
 

@@ -2,8 +2,10 @@ package lifecycle
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"text/template"
+	"text/template/parse"
 
 	"google.golang.org/protobuf/proto"
 
@@ -50,11 +52,37 @@ func expand(text string, data templateData) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if endless(t.Root) {
+		return "", fmt.Errorf("template: expansion: %q: range is for fields only, and templates cannot call templates", text)
+	}
 	var out limited
 	if err := t.Execute(&out, data); err != nil {
 		return "", err
 	}
 	return out.String(), nil
+}
+
+// endless reports whether a template may keep its reader busy: "range 1000000000000", or
+// templates that call themselves.
+func endless(list *parse.ListNode) bool {
+	if list == nil {
+		return false
+	}
+	return slices.ContainsFunc(list.Nodes, func(node parse.Node) bool {
+		switch n := node.(type) {
+		case *parse.TemplateNode:
+			return true
+		case *parse.RangeNode:
+			return len(n.Pipe.Cmds) != 1 || len(n.Pipe.Cmds[0].Args) != 1 || n.Pipe.Cmds[0].Args[0].Type() != parse.NodeField ||
+				endless(n.List) || endless(n.ElseList)
+		case *parse.IfNode:
+			return endless(n.List) || endless(n.ElseList)
+		case *parse.WithNode:
+			return endless(n.List) || endless(n.ElseList)
+		default:
+			return false
+		}
+	})
 }
 
 // Expand returns the container spec of a task with the templates in its environment,
@@ -110,17 +138,4 @@ func expandMount(mount *api.Mount, data templateData) (err error) {
 		}
 	}
 	return nil
-}
-
-// CheckTemplates tries the templates of a service's tasks with made-up values and returns
-// the first error.
-func CheckTemplates(spec *api.ServiceSpec) error {
-	if spec.GetTask().GetContainer() == nil {
-		return nil
-	}
-	_, err := Expand(&api.Task{
-		Id: "taskid", ServiceId: "serviceid", Slot: 1, NodeId: "nodeid",
-		Spec: spec.GetTask(), ServiceAnnotations: spec.GetAnnotations(),
-	}, TemplateNode{ID: "nodeid", Hostname: "hostname"})
-	return err
 }

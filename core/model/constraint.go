@@ -2,8 +2,8 @@ package model
 
 import (
 	"net/netip"
-	"regexp"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/skep-dev/skep/api"
 )
@@ -56,14 +56,32 @@ func parseConstraint(text string) (Constraint, error) {
 	return Constraint{}, Errorf(Invalid, "constraint expected one operator from ==, !=")
 }
 
-// Key and value patterns, as SwarmKit accepts them.
-const (
-	constraintKey   = `^(?i)[a-z_][a-z0-9\-_.]+$`
-	constraintValue = `^(?i)[a-z0-9:\-_\s\.\*\(\)\?\+\[\]\\\^\$\|\/]+$`
-)
+// isConstraintKey holds keys to SwarmKit's pattern, (?i)[a-z_][a-z0-9\-_.]+.
+func isConstraintKey(s string) bool {
+	for i, r := range s {
+		if r != '_' && !isLetter(r) && (i == 0 || !strings.ContainsRune("0123456789-.", r)) {
+			return false
+		}
+	}
+	return len(s) > 1 && utf8.RuneCountInString(s) > 1
+}
 
-func isConstraintKey(s string) bool   { return regexp.MustCompile(constraintKey).MatchString(s) }
-func isConstraintValue(s string) bool { return regexp.MustCompile(constraintValue).MatchString(s) }
+// isConstraintValue holds values to SwarmKit's pattern,
+// (?i)[a-z0-9:\-_\s\.\*\(\)\?\+\[\]\\\^\$\|\/]+.
+func isConstraintValue(s string) bool {
+	for _, r := range s {
+		if !isLetter(r) && !strings.ContainsRune("0123456789:-_ \t\n\f\r.*()?+[]\\^$|/", r) {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// isLetter reports whether r is a letter from a to z in any case; Unicode counts the long
+// s and the Kelvin sign among them, and so do those patterns.
+func isLetter(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r == 'ſ' || r == '\u212a'
+}
 
 // foldKey lowers what is compared without case: fixed keys and the label prefixes.
 func foldKey(key string) string {
@@ -100,10 +118,10 @@ func (c Constraint) Match(n *api.Node) bool {
 	case "node.platform.arch":
 		return c.equals(n.GetDescription().GetPlatform().GetArchitecture())
 	}
-	if label, ok := strings.CutPrefix(c.key, nodeLabels); ok {
+	if label, ok := strings.CutPrefix(c.key, nodeLabels); ok && label != "" {
 		return c.equals(n.GetSpec().GetAnnotations().GetLabels()[label])
 	}
-	if label, ok := strings.CutPrefix(c.key, engineLabels); ok {
+	if label, ok := strings.CutPrefix(c.key, engineLabels); ok && label != "" {
 		return c.equals(n.GetDescription().GetEngine().GetLabels()[label])
 	}
 	return false

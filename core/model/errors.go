@@ -64,8 +64,11 @@ func (e *Error) Is(target error) bool {
 
 // Errorf makes an error of a kind. A %w verb sets the cause.
 func Errorf(kind Kind, format string, args ...any) error {
-	wrapped := fmt.Errorf(format, args...)
-	return &Error{Kind: kind, Text: wrapped.Error(), Err: nil}
+	err := fmt.Errorf(format, args...)
+	if errors.Unwrap(err) != nil {
+		return &Error{Kind: kind, Err: err}
+	}
+	return &Error{Kind: kind, Text: err.Error()}
 }
 
 // Wrap gives err a kind and says what was attempted. It returns nil for a nil err.

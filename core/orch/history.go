@@ -48,12 +48,16 @@ func (w *work) reap() {
 }
 
 // trim deletes the oldest tasks of a slot that have ended, down to the limit. The
-// newest task says whether the slot is in use and stays; so do the failures that an
-// update in progress counts, and the task that completed a job. What has not ended but
+// newest task says whether the slot is in use and stays; so do the one whose restart
+// delay a task that is held back waits for, the failures that an update in progress
+// counts, and the task that completed a job. What has not ended but
 // the newest does not count, or attempts that failed beside an old task that still runs
 // would be forgotten before they are as many as the restart policy allows.
 func (w *work) trim(s *slot, limit int64) {
-	newest := s.newest()
+	newest, awaited := s.newest(), (*item)(nil)
+	if newest != nil && newest.live() && newest.GetDesiredState() == api.TaskState_READY {
+		awaited = s.before(newest)
+	}
 	excess := 1 - limit
 	for _, i := range s.tasks {
 		if i != newest && i.over() {
@@ -64,7 +68,7 @@ func (w *work) trim(s *slot, limit int64) {
 		if excess <= 0 {
 			return
 		}
-		if i == newest || !i.over() || w.watched(i) || isJob(w.service) && completedTask(i) {
+		if i == newest || i == awaited || !i.over() || w.watched(i) || isJob(w.service) && completedTask(i) {
 			continue
 		}
 		i.gone = true

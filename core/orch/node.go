@@ -24,7 +24,8 @@ type NodeView struct {
 const orphanAfter = 24 * time.Hour
 
 // Orphan gives up the tasks of a node that has been down for a day. The time is counted
-// from the last change of the node's record.
+// from the last change of the node's record. Where two tasks must never run (FenceLabel)
+// it gives none up: only the node itself, or its removal, says that they do not run.
 func Orphan(v NodeView, now time.Time) model.Plan {
 	var p model.Plan
 	if v.Node.GetStatus().GetState() != api.NodeStatus_DOWN {
@@ -32,7 +33,8 @@ func Orphan(v NodeView, now time.Time) model.Plan {
 	}
 	due := v.Node.GetMeta().GetUpdatedAt().AsTime().Add(orphanAfter)
 	for _, t := range sorted(v.Tasks) {
-		if state := t.GetStatus().GetState(); state < api.TaskState_ASSIGNED || state > api.TaskState_RUNNING {
+		if state := t.GetStatus().GetState(); state < api.TaskState_ASSIGNED || state > api.TaskState_RUNNING ||
+			fenced(v.Services[t.GetServiceId()]) {
 			continue
 		}
 		if due.After(now) {

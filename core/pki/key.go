@@ -15,6 +15,8 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/skep-dev/skep/core/model"
@@ -130,14 +132,39 @@ func DecodeKeyFile(data, kek []byte) (KeyFile, error) {
 		}
 		return KeyFile{Key: key, Headers: lowerKeys(block.Headers)}, nil
 	}
+	if x509.IsEncryptedPEMBlock(block) { //nolint:staticcheck // files of old Docker Engines
+		return decodeLegacy(block, kek)
+	}
 	key, err := parseKeyDER(block.Type, der)
-	return KeyFile{Key: key, Headers: lowerKeys(block.Headers)}, err
+	if err != nil {
+		return KeyFile{}, err
+	}
+	return KeyFile{Key: key, Headers: lowerKeys(block.Headers)}, nil
+}
+
+// decodeLegacy reads a key file that is encrypted by RFC 1423.
+func decodeLegacy(block *pem.Block, kek []byte) (KeyFile, error) {
+	if len(kek) == 0 {
+		return KeyFile{}, ErrLocked
+	}
+	der, err := x509.DecryptPEMBlock(block, kek) //nolint:staticcheck // as above
+	if err != nil {
+		return KeyFile{}, ErrLocked
+	}
+	key, err := parseKeyDER(block.Type, der)
+	if err != nil {
+		return KeyFile{}, ErrLocked
+	}
+	headers := lowerKeys(block.Headers)
+	delete(headers, "proc-type")
+	delete(headers, "dek-info")
+	return KeyFile{Key: key, Headers: headers}, nil
 }
 
 func lowerKeys(in map[string]string) map[string]string {
 	out := make(map[string]string, len(in))
-	for k, v := range in {
-		out[strings.ToLower(k)] = v
+	for _, k := range slices.Sorted(maps.Keys(in)) {
+		out[strings.ToLower(k)] = in[k]
 	}
 	return out
 }

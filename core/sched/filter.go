@@ -96,19 +96,43 @@ func resources(t *api.Task) func(*node) bool {
 	if want.GetNanoCpus() == 0 && want.GetMemoryBytes() == 0 && len(want.GetGeneric()) == 0 {
 		return nil
 	}
+	kinds := amounts(want.GetGeneric())
 	return func(n *node) bool {
 		if want.GetNanoCpus() > n.cpu && want.GetNanoCpus() > 0 ||
 			want.GetMemoryBytes() > n.memory && want.GetMemoryBytes() > 0 {
 			return false
 		}
-		for _, g := range want.GetGeneric() {
-			d := g.GetDiscreteResourceSpec()
-			if d != nil && d.GetValue() > n.generic[d.GetKind()].free() {
+		for _, k := range kinds {
+			if k.value > n.generic[k.kind].free() {
 				return false
 			}
 		}
 		return true
 	}
+}
+
+// amount is how much of one kind of generic resource a task reserves.
+type amount struct {
+	kind  string
+	value int64
+}
+
+// amounts sums up reservations by kind, in the order in which the kinds come.
+func amounts(list []*api.GenericResource) []amount {
+	var out []amount
+	for _, g := range list {
+		d := g.GetDiscreteResourceSpec()
+		if d.GetValue() <= 0 {
+			continue
+		}
+		at := slices.IndexFunc(out, func(a amount) bool { return a.kind == d.GetKind() })
+		if at < 0 {
+			out = append(out, amount{d.GetKind(), d.GetValue()})
+			continue
+		}
+		out[at].value += d.GetValue()
+	}
+	return out
 }
 
 func plugins(t *api.Task) func(*node) bool {

@@ -169,24 +169,23 @@ func hostPorts(t *api.Task) []hostPort {
 	return out
 }
 
-// claim chooses generic resources for a task that fits.
+// claim chooses generic resources for a task that fits: named pieces as long as there are
+// any, in order, then an amount.
 func (n *node) claim(t *api.Task) []*api.GenericResource {
 	var out []*api.GenericResource
-	for _, g := range t.GetSpec().GetResources().GetReservations().GetGeneric() {
-		want := g.GetDiscreteResourceSpec()
-		if want == nil {
-			continue
+	for _, want := range amounts(t.GetSpec().GetResources().GetReservations().GetGeneric()) {
+		var names []string
+		if p := n.generic[want.kind]; p != nil {
+			names = p.names[:min(want.value, int64(len(p.names)))]
 		}
-		p := n.generic[want.GetKind()]
-		if p == nil || len(p.names) == 0 {
-			out = append(out, &api.GenericResource{Resource: &api.GenericResource_DiscreteResourceSpec{
-				DiscreteResourceSpec: &api.DiscreteGenericResource{Kind: want.GetKind(), Value: want.GetValue()},
-			}})
-			continue
-		}
-		for _, name := range p.names[:min(int(want.GetValue()), len(p.names))] {
+		for _, name := range names {
 			out = append(out, &api.GenericResource{Resource: &api.GenericResource_NamedResourceSpec{
-				NamedResourceSpec: &api.NamedGenericResource{Kind: want.GetKind(), Value: name},
+				NamedResourceSpec: &api.NamedGenericResource{Kind: want.kind, Value: name},
+			}})
+		}
+		if rest := want.value - int64(len(names)); rest > 0 {
+			out = append(out, &api.GenericResource{Resource: &api.GenericResource_DiscreteResourceSpec{
+				DiscreteResourceSpec: &api.DiscreteGenericResource{Kind: want.kind, Value: rest},
 			}})
 		}
 	}
@@ -216,10 +215,14 @@ func (n *node) penalty(r revision, now time.Time) int {
 
 // fail records a failure and forgets those that no longer count.
 func (n *node) fail(r revision, task string, at time.Time) {
-	list := n.failures[r]
-	if slices.ContainsFunc(list, func(f failure) bool { return f.task == task }) {
+	if slices.ContainsFunc(n.failures[r], func(f failure) bool { return f.task == task }) {
 		return
 	}
-	list = slices.DeleteFunc(list, func(f failure) bool { return at.Sub(f.at) >= failureWindow })
-	n.failures[r] = append(list, failure{task, at})
+	for other, list := range n.failures {
+		list = slices.DeleteFunc(list, func(f failure) bool { return at.Sub(f.at) >= failureWindow })
+		if n.failures[other] = list; len(list) == 0 {
+			delete(n.failures, other)
+		}
+	}
+	n.failures[r] = append(n.failures[r], failure{task, at})
 }

@@ -84,6 +84,7 @@ func (s *State) group(p *model.Plan, r revision, now time.Time) {
 			for _, t := range tasks[k:] {
 				s.refuse(p, t, why, now)
 			}
+			s.pipes[r] = pipe
 			return
 		}
 		s.assign(p, t, n, assignedMessage, now)
@@ -95,13 +96,13 @@ func (s *State) group(p *model.Plan, r revision, now time.Time) {
 func (s *State) walk(pipe pipeline, r revision, now time.Time) func() *node {
 	return func() *node {
 		var best *node
-		perfect := s.spread[r.service] < len(s.nodes) // a node without the service exists
+		fewest := s.fewest(r.service) // no node can be better than one with so few
 		s.order.Scan(func(n *node) bool {
 			if best != nil && !better(n, best, r, now) || pipe.refusedBy(n) >= 0 {
 				return true
 			}
 			best = n
-			return !perfect || n.byService[r.service] > 0 || n.penalty(r, now) > 0
+			return n.byService[r.service] > fewest || n.penalty(r, now) > 0
 		})
 		return best
 	}

@@ -1,6 +1,7 @@
 package sched
 
 import (
+	"cmp"
 	"container/heap"
 	"strings"
 	"time"
@@ -10,25 +11,27 @@ import (
 
 // branch is the set of nodes that share label values, down to one preference.
 type branch struct {
-	total    int // active tasks of the service, and those placed since
-	children []*branch
-	byValue  map[string]*branch
-	leaf     ranked
+	total   int // active tasks of the service on any of its nodes, and those placed since
+	rank    int // of its first suitable node, the least loaded one first; 0 without any
+	byValue map[string]*branch
+	all     []*branch       // the values of byValue, as they came
+	open    ranked[*branch] // those below it that have room, the emptiest first
+	leaf    ranked[*node]   // suitable nodes, the best first
 }
 
-// ranked is a heap of nodes, the best first.
-type ranked struct {
-	nodes []*node
-	less  func(a, b *node) bool
+// ranked is a heap, the best first.
+type ranked[T any] struct {
+	items []T
+	less  func(a, b T) bool
 }
 
-func (h *ranked) Len() int           { return len(h.nodes) }
-func (h *ranked) Less(i, j int) bool { return h.less(h.nodes[i], h.nodes[j]) }
-func (h *ranked) Swap(i, j int)      { h.nodes[i], h.nodes[j] = h.nodes[j], h.nodes[i] }
-func (h *ranked) Push(x any)         { h.nodes = append(h.nodes, x.(*node)) }
-func (h *ranked) Pop() any {
-	last := h.nodes[len(h.nodes)-1]
-	h.nodes = h.nodes[:len(h.nodes)-1]
+func (h *ranked[T]) Len() int           { return len(h.items) }
+func (h *ranked[T]) Less(i, j int) bool { return h.less(h.items[i], h.items[j]) }
+func (h *ranked[T]) Swap(i, j int)      { h.items[i], h.items[j] = h.items[j], h.items[i] }
+func (h *ranked[T]) Push(x any)         { h.items = append(h.items, x.(T)) }
+func (h *ranked[T]) Pop() any {
+	last := h.items[len(h.items)-1]
+	h.items = h.items[:len(h.items)-1]
 	return last
 }
 
@@ -65,33 +68,11 @@ func spreads(t *api.Task) []label {
 // from an index of all suitable nodes made once. The caller must place the task there
 // before it asks again.
 func (s *State) tree(pipe pipeline, t *api.Task, r revision, now time.Time) func() *node {
-	less := func(a, b *node) bool { return better(a, b, r, now) }
-	labels := spreads(t)
-	root := new(branch)
-	s.order.Scan(func(n *node) bool {
-		if pipe.refusedBy(n) >= 0 {
-			return true
-		}
-		b := root
-		b.total += n.byService[r.service]
-		for _, l := range labels {
-			b = b.child(l.value(n))
-			b.total += n.byService[r.service]
-		}
-		b.leaf.nodes = append(b.leaf.nodes, n)
-		return true
-	})
-	root.init(less)
+	root := s.branches(pipe, spreads(t), r.service)
+	root.init(func(a, b *node) bool { return better(a, b, r, now) })
 	var path []*branch // to the leaf whose best node was handed out last
 	return func() *node {
-		if len(path) > 0 {
-			h := &path[len(path)-1].leaf
-			if pipe.refusedBy(h.nodes[0]) >= 0 {
-				heap.Pop(h)
-			} else {
-				heap.Fix(h, 0)
-			}
-		}
+		settle(path, pipe)
 		path = root.best(path[:0])
 		if len(path) == 0 {
 			return nil
@@ -99,7 +80,49 @@ func (s *State) tree(pipe pipeline, t *api.Task, r revision, now time.Time) func
 		for _, b := range path {
 			b.total++
 		}
-		return path[len(path)-1].leaf.nodes[0]
+		return path[len(path)-1].leaf.items[0]
+	}
+}
+
+// branches sorts the nodes into branches. Nodes that refuse the task count too: what runs
+// there already is where it is.
+func (s *State) branches(pipe pipeline, labels []label, service string) *branch {
+	root := new(branch)
+	suitable := 0
+	s.order.Scan(func(n *node) bool {
+		fits := pipe.refusedBy(n) < 0
+		if fits {
+			suitable++
+		}
+		b := root
+		for _, l := range labels {
+			b = b.child(l.value(n))
+			b.total += n.byService[service]
+			if fits && b.rank == 0 {
+				b.rank = suitable
+			}
+		}
+		if fits {
+			b.leaf.items = append(b.leaf.items, n)
+		}
+		return true
+	})
+	return root
+}
+
+// settle gives what changed with the last placement its new place.
+func settle(path []*branch, pipe pipeline) {
+	if len(path) == 0 {
+		return
+	}
+	last := len(path) - 1
+	if h := &path[last].leaf; pipe.refusedBy(h.items[0]) >= 0 {
+		heap.Pop(h)
+	} else {
+		heap.Fix(h, 0)
+	}
+	for _, b := range path[:last] {
+		heap.Fix(&b.open, 0)
 	}
 }
 
@@ -112,40 +135,37 @@ func (b *branch) child(value string) *branch {
 	}
 	c := new(branch)
 	b.byValue[value] = c
-	b.children = append(b.children, c)
+	b.all = append(b.all, c)
 	return c
 }
 
 func (b *branch) init(less func(x, y *node) bool) {
 	b.leaf.less = less
 	heap.Init(&b.leaf)
-	for _, c := range b.children {
-		c.init(less)
+	b.open.less = func(x, y *branch) bool {
+		return cmp.Or(cmp.Compare(x.total, y.total), cmp.Compare(x.rank, y.rank)) < 0
 	}
+	for _, c := range b.all {
+		if c.rank > 0 {
+			c.init(less)
+			b.open.items = append(b.open.items, c)
+		}
+	}
+	heap.Init(&b.open)
 }
 
 // best appends the way from b to the leaf that the next task goes to: at each fork the
 // branch with the fewest tasks that still has room. Without room it returns nil.
 func (b *branch) best(path []*branch) []*branch {
 	path = append(path, b)
-	if len(b.children) == 0 {
-		if len(b.leaf.nodes) == 0 {
-			return nil
-		}
+	if len(b.leaf.items) > 0 {
 		return path
 	}
-	for len(b.children) > 0 {
-		fewest := 0
-		for i, c := range b.children {
-			if c.total < b.children[fewest].total {
-				fewest = i
-			}
-		}
-		if way := b.children[fewest].best(path); way != nil {
+	for b.open.Len() > 0 {
+		if way := b.open.items[0].best(path); way != nil {
 			return way
 		}
-		// Full: leave it out from now on.
-		b.children = append(b.children[:fewest], b.children[fewest+1:]...)
+		heap.Pop(&b.open) // full: leave it out from now on
 	}
 	return nil
 }

@@ -22,15 +22,19 @@ type State struct {
 	known map[string]*api.Task
 	// waiting holds tasks without a node by group; preassigned those with one, by node.
 	waiting     map[revision]map[string]*api.Task
+	pipes       map[revision]pipeline // of groups that were refused; tasks of a group have one spec
 	preassigned map[string]map[string]*api.Task
 	// obsolete holds tasks that wait but are no longer wanted.
 	obsolete map[string]*api.Task
-	// Worth another look: groups, nodes, or everything.
+	// Worth another look: groups; tasks made for a node; everything that waits.
 	freshGroups map[revision]bool
 	freshNodes  map[string]bool
 	freshAll    bool
-	// spread counts the nodes that have active tasks of a service.
-	spread map[string]int
+	// freed nodes have more room than when something was last refused: what waits is
+	// worth another look if it fits there.
+	freed map[string]bool
+	// spread says of each service that has active tasks how many nodes have how many.
+	spread map[string]*tally
 }
 
 // New makes the State of a cluster with these nodes and tasks.
@@ -42,11 +46,13 @@ func New(nodes iter.Seq[*api.Node], tasks iter.Seq[*api.Task]) *State {
 		}, btree.Options{NoLocks: true}),
 		known:       make(map[string]*api.Task),
 		waiting:     make(map[revision]map[string]*api.Task),
+		pipes:       make(map[revision]pipeline),
 		preassigned: make(map[string]map[string]*api.Task),
 		obsolete:    make(map[string]*api.Task),
 		freshGroups: make(map[revision]bool),
 		freshNodes:  make(map[string]bool),
-		spread:      make(map[string]int),
+		freed:       make(map[string]bool),
+		spread:      make(map[string]*tally),
 	}
 	for n := range nodes {
 		s.setNode(n)
@@ -95,7 +101,7 @@ func (s *State) setNode(description *api.Node) {
 		}
 		n.reset(description)
 		for service := range n.byService {
-			s.spread[service]++
+			s.tally(service, 0, n.byService[service])
 		}
 		s.order.Set(n)
 		s.freshAll = true
@@ -123,31 +129,65 @@ func (s *State) removeNode(id string) {
 		return
 	}
 	s.order.Delete(n)
-	for service := range n.byService {
-		s.addSpread(service, -1)
+	for service, count := range n.byService {
+		s.tally(service, count, 0)
 	}
 	delete(s.nodes, id)
-	s.freshNodes[id] = true
+	s.freshAll = true // the reasons that waiting tasks show count this node
 }
 
 // change edits a node and keeps its place in the order.
 func (s *State) change(n *node, edit func()) {
 	s.order.Delete(n)
-	for service := range n.byService {
-		s.addSpread(service, -1)
+	for service, count := range n.byService {
+		s.tally(service, count, 0)
 	}
 	edit()
-	for service := range n.byService {
-		s.addSpread(service, 1)
+	for service, count := range n.byService {
+		s.tally(service, 0, count)
 	}
 	s.order.Set(n)
 }
 
-func (s *State) addSpread(service string, by int) {
-	s.spread[service] += by
-	if s.spread[service] <= 0 {
+// tally is how many nodes have how many active tasks of a service.
+type tally struct {
+	nodes int         // with at least one
+	by    map[int]int // number of tasks, from 1: number of nodes
+}
+
+// tally notes that a node has a new number of active tasks of a service.
+func (s *State) tally(service string, old, now int) {
+	t := s.spread[service]
+	if t == nil {
+		t = &tally{by: make(map[int]int)}
+		s.spread[service] = t
+	}
+	if old > 0 {
+		t.nodes--
+		if t.by[old]--; t.by[old] == 0 {
+			delete(t.by, old)
+		}
+	}
+	if now > 0 {
+		t.nodes++
+		t.by[now]++
+	}
+	if t.nodes == 0 {
 		delete(s.spread, service)
 	}
+}
+
+// fewest returns the smallest number of active tasks of a service that any node has.
+func (s *State) fewest(service string) int {
+	t := s.spread[service]
+	if t == nil || t.nodes < len(s.nodes) {
+		return 0
+	}
+	fewest := 1
+	for t.by[fewest] == 0 && fewest < len(s.known) {
+		fewest++
+	}
+	return fewest
 }
 
 // count adds or takes away one task of a node.
@@ -161,12 +201,7 @@ func (s *State) count(n *node, t *api.Task, sign int) {
 	n.count(t, sign)
 	if moves {
 		s.order.Set(n)
-		switch has := n.byService[service]; {
-		case had == 0 && has > 0:
-			s.addSpread(service, 1)
-		case had > 0 && has == 0:
-			s.addSpread(service, -1)
-		}
+		s.tally(service, had, n.byService[service])
 	}
 	if sign > 0 {
 		n.tasks[t.GetId()] = t
@@ -266,7 +301,7 @@ func (s *State) forget(id string) {
 	}
 	if n := s.nodes[t.GetNodeId()]; n != nil {
 		s.count(n, t, -1)
-		s.freshAll = s.freshAll || len(s.waiting) > 0
+		s.freed[n.GetId()] = true
 		if len(s.preassigned[t.GetNodeId()]) > 0 {
 			s.freshNodes[t.GetNodeId()] = true
 		}
@@ -275,21 +310,39 @@ func (s *State) forget(id string) {
 
 // Pending reports whether there is something that Schedule should look at.
 func (s *State) Pending() bool {
-	return len(s.obsolete) > 0 || len(s.freshNodes) > 0 || len(s.freshGroups) > 0 || s.freshAll && len(s.waiting) > 0
+	return len(s.obsolete) > 0 || len(s.freshNodes) > 0 || len(s.freshGroups) > 0 ||
+		len(s.waiting) > 0 && (s.freshAll || len(s.freed) > 0)
 }
 
 // groups returns the groups worth a look, in order, and clears the marks.
 func (s *State) groups() []revision {
 	var list []revision
 	for r := range s.waiting {
-		if s.freshAll || s.freshGroups[r] {
+		if s.freshAll || s.freshGroups[r] || s.fitsFreed(r) {
 			list = append(list, r)
 		}
 	}
+	for r := range s.pipes {
+		if s.waiting[r] == nil {
+			delete(s.pipes, r)
+		}
+	}
 	clear(s.freshGroups)
+	clear(s.freed)
 	s.freshAll = false
 	slices.SortFunc(list, func(a, b revision) int {
 		return cmp.Or(cmp.Compare(a.service, b.service), cmp.Compare(a.version, b.version))
 	})
 	return list
+}
+
+// fitsFreed reports whether a node with more room than before takes a task of a group.
+func (s *State) fitsFreed(r revision) bool {
+	pipe := s.pipes[r]
+	for id := range s.freed {
+		if n := s.nodes[id]; n != nil && pipe != nil && pipe.refusedBy(n) < 0 {
+			return true
+		}
+	}
+	return false
 }

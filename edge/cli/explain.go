@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -25,7 +26,7 @@ func (a *app) explainCommand() *cobra.Command {
 			defer d.Close() //nolint:errcheck // only idle connections
 			data, err := get(c.Context(), d, "/skep/v1/explain", url.Values{"target": given})
 			if err != nil {
-				return err
+				return errors.New(strings.TrimPrefix(err.Error(), "rpc error: code = NotFound desc = "))
 			}
 			if a.json {
 				return a.printJSON(json.RawMessage(data))

@@ -43,6 +43,7 @@ type API struct {
 	log     *slog.Logger
 	router  *httpapi.Router
 	config  Config
+	past    swarmPast
 }
 
 // New returns an API with all routes of this package.

@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"slices"
@@ -43,8 +44,9 @@ func (a *API) events(w http.ResponseWriter, r *http.Request) error {
 type eventSources struct {
 	local  <-chan events.Message
 	failed <-chan error
-	past   []events.Message
+	past   []events.Message // of this node
 	swarm  follower
+	before []events.Message // of the swarm; what swarm tells may be among them
 }
 
 func (a *API) subscribe(ctx context.Context, since time.Time) eventSources {
@@ -54,6 +56,9 @@ func (a *API) subscribe(ctx context.Context, since time.Time) eventSources {
 		if !since.IsZero() {
 			sources.past = a.local.Replay(since.UnixNano())
 		}
+	}
+	if !since.IsZero() {
+		sources.before = a.past.since(since)
 	}
 	return sources
 }
@@ -93,7 +98,9 @@ func (a *API) newEventStream(w http.ResponseWriter, r *http.Request, f httpapi.F
 
 // run sends what this node and the swarm tell until ctx ends.
 func (s *eventStream) run(ctx context.Context, a *API, from eventSources, until time.Time) error {
-	if err := s.replay(from.past, until); err != nil {
+	both := slices.Concat(from.past, from.before)
+	slices.SortStableFunc(both, func(a, b events.Message) int { return cmp.Compare(a.TimeNano, b.TimeNano) })
+	if err := s.replay(both, until); err != nil {
 		return nil // the client has gone
 	}
 	look := time.NewTicker(becomeManagerEvery)
@@ -115,7 +122,9 @@ func (s *eventStream) run(ctx context.Context, a *API, from eventSources, until 
 		case err := <-from.failed:
 			return err
 		case <-from.swarm.changed():
-			err = s.sendAll(from.swarm.take(time.Now()))
+			err = s.sendAll(slices.DeleteFunc(from.swarm.take(time.Now()), func(m events.Message) bool {
+				return slices.ContainsFunc(from.before, func(sent events.Message) bool { return sameEvent(m, sent) })
+			}))
 		case <-look.C:
 			if !from.swarm.live() {
 				from.swarm = a.follow()

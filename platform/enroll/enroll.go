@@ -32,14 +32,14 @@ const (
 	retryAfter  = 2 * time.Second
 )
 
-// Join gets an identity from a swarm that the token admits to: at addr, host:port.
-// Errors carry the texts that Docker's users know.
-func Join(ctx context.Context, addr, token string, availability api.NodeSpec_Availability) (keystore.Identity, error) {
+// Join gets an identity from a swarm that the token admits to: at addr, host:port, of a
+// network, which is TCP when nil. Errors carry the texts that Docker's users know.
+func Join(ctx context.Context, network wire.Network, addr, token string, availability api.NodeSpec_Availability) (keystore.Identity, error) {
 	parsed, err := pki.ParseToken(token)
 	if token != "" && err != nil {
 		return keystore.Identity{}, err
 	}
-	rootPEM, err := fetchRoot(ctx, addr)
+	rootPEM, err := fetchRoot(ctx, network, addr)
 	if err != nil {
 		return keystore.Identity{}, err
 	}
@@ -52,24 +52,38 @@ func Join(ctx context.Context, addr, token string, availability api.NodeSpec_Ava
 	if err != nil {
 		return keystore.Identity{}, err
 	}
-	creds := new(wire.Credentials)
+	creds := &wire.Credentials{Network: network}
 	creds.Set(&wire.Material{Root: root})
 	conn, err := wire.Dial(creds, addr, pki.CARole)
 	if err != nil {
 		return keystore.Identity{}, err
 	}
 	defer conn.Close() //nolint:errcheck // nothing is lost
-	key, chain, err := request(ctx, conn, root, &api.IssueNodeCertificateRequest{Token: token, Availability: availability}, "")
-	if err != nil {
-		return keystore.Identity{}, err
+	for left := attempts; ; left-- {
+		key, chain, err := request(ctx, conn, root, &api.IssueNodeCertificateRequest{Token: token, Availability: availability}, "")
+		if err == nil {
+			return keystore.Identity{RootPEM: rootPEM, ChainPEM: chain, Key: key}, nil
+		}
+		if left == 1 || !passing(err) || sleep(ctx, retryAfter) != nil {
+			return keystore.Identity{}, err
+		}
 	}
-	return keystore.Identity{RootPEM: rootPEM, ChainPEM: chain, Key: key}, nil
+}
+
+// passing reports whether an error comes from a swarm that is busy or between leaders.
+func passing(err error) bool {
+	switch status.Code(err) {
+	case codes.ResourceExhausted, codes.Aborted, codes.Unavailable:
+		return true
+	default:
+		return errors.Is(wire.FromStatus(err), model.ErrNoLeader)
+	}
 }
 
 // fetchRoot downloads the root bundle from a manager that is not trusted yet. Errors that
 // will not pass are returned at once.
-func fetchRoot(ctx context.Context, addr string) ([]byte, error) {
-	conn, err := wire.DialUnverified(addr)
+func fetchRoot(ctx context.Context, network wire.Network, addr string) ([]byte, error) {
+	conn, err := wire.DialUnverified(network, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -124,6 +138,7 @@ func request(ctx context.Context, conn grpc.ClientConnInterface, root *pki.Root,
 
 // await polls until the certificate for a request is issued.
 func await(ctx context.Context, conn grpc.ClientConnInterface, nodeID string, csr []byte) ([]byte, error) {
+	failures := 0
 	for wait := time.Second; ; wait = min(wait+time.Second, 30*time.Second) {
 		call, cancel := context.WithTimeout(ctx, callTimeout)
 		resp, err := api.NewNodeCAClient(conn).NodeCertificateStatus(call, &api.NodeCertificateStatusRequest{NodeId: nodeID})
@@ -139,6 +154,8 @@ func await(ctx context.Context, conn grpc.ClientConnInterface, nodeID string, cs
 			}
 		case code == codes.DeadlineExceeded && ctx.Err() == nil:
 			continue // still pending; the server waited
+		case passing(err) && failures < attempts:
+			failures++ // the request is recorded: asking anew would make another node
 		default:
 			return nil, err
 		}

@@ -41,21 +41,22 @@ func NewServer(guard *Guard) *grpc.Server {
 // Dial connects to a manager by its certificate's server name. It returns before the
 // connection is up; calls fail fast while it is not.
 func Dial(creds *Credentials, addr, serverName string) (*grpc.ClientConn, error) {
-	return dial(addr, creds.ClientTLS(serverName))
+	return dial(creds.Network, addr, creds.ClientTLS(serverName))
 }
 
 // DialUnverified connects without checking who answers: only to fetch the root
-// certificate that a join token pins.
-func DialUnverified(addr string) (*grpc.ClientConn, error) {
-	return dial(addr, &tls.Config{
+// certificate that a join token pins. The network is TCP when nil.
+func DialUnverified(network Network, addr string) (*grpc.ClientConn, error) {
+	return dial(network, addr, &tls.Config{
 		MinVersion: tls.VersionTLS12, CipherSuites: suites(), NextProtos: []string{"h2"},
 		InsecureSkipVerify: true, //nolint:gosec // what is fetched is checked against the token
 	})
 }
 
-func dial(addr string, config *tls.Config) (*grpc.ClientConn, error) {
+func dial(network Network, addr string, config *tls.Config) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+addr,
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithContextDialer(orTCP(network).Dial),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
@@ -114,7 +115,8 @@ func (l *Local) Serve(ctx context.Context) error {
 type Route struct {
 	Local   grpc.ClientConnInterface
 	Leading func() bool
-	Leader  func(ctx context.Context) (grpc.ClientConnInterface, error)
+	// Leader is as in Guard.
+	Leader func(ctx context.Context) (grpc.ClientConnInterface, error)
 }
 
 func (r *Route) pick(ctx context.Context) (grpc.ClientConnInterface, error) {
@@ -122,26 +124,25 @@ func (r *Route) pick(ctx context.Context) (grpc.ClientConnInterface, error) {
 		return r.Local, nil
 	}
 	conn, err := r.Leader(ctx)
-	if err != nil {
-		return nil, ToStatus(err)
+	if conn == nil && err == nil {
+		return r.Local, nil
 	}
-	return conn, nil
+	return conn, err
 }
 
-// Invoke makes a unary call.
+// Invoke makes a unary call. It waits for the next leader when the last one did not take
+// the call, and never makes a call twice that may have been executed.
 func (r *Route) Invoke(ctx context.Context, name string, args, reply any, opts ...grpc.CallOption) error {
-	conn, err := r.pick(ctx)
-	if err != nil {
-		return err
-	}
-	return conn.Invoke(ctx, name, args, reply, opts...)
+	return callLeader(ctx, r.pick, func(conn grpc.ClientConnInterface) (bool, error) {
+		return invoke(ctx, conn, name, args, reply, opts...)
+	})
 }
 
-// NewStream opens a stream.
-func (r *Route) NewStream(ctx context.Context, desc *grpc.StreamDesc, name string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	conn, err := r.pick(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return conn.NewStream(ctx, desc, name, opts...)
+// NewStream opens a stream, as Invoke makes a call.
+func (r *Route) NewStream(ctx context.Context, desc *grpc.StreamDesc, name string, opts ...grpc.CallOption) (stream grpc.ClientStream, err error) {
+	err = callLeader(ctx, r.pick, func(conn grpc.ClientConnInterface) (unsent bool, err error) {
+		stream, unsent, err = open(ctx, conn, desc, name, opts...)
+		return unsent, err
+	})
+	return stream, err
 }

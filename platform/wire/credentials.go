@@ -13,7 +13,12 @@ import (
 
 // Credentials are a node's certificate, key and trusted roots. They can be swapped; new
 // handshakes use the newest.
-type Credentials struct{ current atomic.Pointer[Material] }
+type Credentials struct {
+	// Network is where connections go; nil is TCP.
+	Network Network
+
+	current atomic.Pointer[Material]
+}
 
 // Material is one state of Credentials. It is not changed.
 type Material struct {

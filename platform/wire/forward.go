@@ -20,30 +20,34 @@ func newMessage(desc protoreflect.MessageDescriptor) (proto.Message, error) {
 	return t.New().Interface(), nil
 }
 
-func forwardUnary(ctx context.Context, conn grpc.ClientConnInterface, name string, m method, req any) (any, error) {
-	resp, err := newMessage(m.desc.Output())
+func forwardUnary(ctx context.Context, conn grpc.ClientConnInterface, name string, m method, req any) (resp any, unsent bool, err error) {
+	out, err := newMessage(m.desc.Output())
 	if err != nil {
-		return nil, ToStatus(err)
+		return nil, false, ToStatus(err)
 	}
-	if err := conn.Invoke(ctx, name, req, resp); err != nil {
-		return nil, err
+	if unsent, err := invoke(ctx, conn, name, req, out); err != nil {
+		return nil, unsent, err
 	}
-	return resp, nil
+	return out, false, nil
 }
 
 // forwardStream copies messages both ways until the leader has answered.
-func forwardStream(ctx context.Context, conn grpc.ClientConnInterface, info *grpc.StreamServerInfo, m method, down grpc.ServerStream) error {
+func forwardStream(ctx context.Context, conn grpc.ClientConnInterface, info *grpc.StreamServerInfo, m method, down grpc.ServerStream) (unsent bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	up, err := conn.NewStream(ctx, &grpc.StreamDesc{
+	up, unsent, err := open(ctx, conn, &grpc.StreamDesc{
 		StreamName: string(m.desc.Name()), ServerStreams: info.IsServerStream, ClientStreams: info.IsClientStream,
 	}, info.FullMethod)
 	if err != nil {
-		return err
+		return unsent, err
 	}
+	return false, copyBoth(up, down, m, info.IsClientStream)
+}
+
+func copyBoth(up grpc.ClientStream, down grpc.ServerStream, m method, many bool) error {
 	sent := make(chan error, 1)
-	go func() { sent <- copyUp(up, down, m, info.IsClientStream) }()
-	err = copyDown(up, down, m)
+	go func() { sent <- copyUp(up, down, m, many) }()
+	err := copyDown(up, down, m)
 	if err == nil {
 		return nil
 	}

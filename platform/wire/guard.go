@@ -25,9 +25,11 @@ type Guard struct {
 	Removed func(nodeID string) bool
 	// Leading reports whether this manager leads.
 	Leading func() bool
-	// Leader connects to the leader, or fails with model.ErrNoLeader.
+	// Leader connects to the leader, or fails with model.ErrNoLeader. The connection is nil
+	// when this manager leads by then.
 	Leader func(ctx context.Context) (grpc.ClientConnInterface, error)
-	// Local makes every caller this node itself: for a listener that only it can reach.
+	// Local makes every caller this node itself, but for calls that it passes on for others:
+	// for a listener that only it can reach.
 	Local bool
 }
 
@@ -42,6 +44,7 @@ type method struct {
 func methods() map[string]method {
 	// Services that only the leader executes; other managers pass the calls on.
 	leaderServices := []protoreflect.FullName{
+		"docker.swarmkit.v1.Control", "docker.swarmkit.v1.Logs",
 		"docker.swarmkit.v1.CA", "docker.swarmkit.v1.NodeCA", "docker.swarmkit.v1.Dispatcher",
 		"docker.swarmkit.v1.ResourceAllocator", "docker.swarmkit.v1.LogBroker",
 		"docker.swarmkit.v1.RaftMembership", "skep.v1.Insight", "skep.v1.Networks",
@@ -76,11 +79,16 @@ func (g *Guard) authorize(ctx context.Context, m method, known bool) (Identity, 
 		return Identity{}, denied("the method declares no access rule")
 	}
 	clusterID := g.Credentials.ClusterID()
-	if g.Local {
-		return Identity{NodeID: g.Credentials.NodeID(), ClusterID: clusterID, OUs: []string{g.Credentials.Role()}, Addr: "@"}, nil
-	}
 	direct := peerIdentity(ctx)
+	if g.Local {
+		direct = Identity{NodeID: g.Credentials.NodeID(), ClusterID: clusterID, OUs: []string{g.Credentials.Role()}, Addr: "@"}
+	}
 	caller, forwarded := forwardedIdentity(ctx, direct)
+	if g.Local && !forwarded {
+		// A call that this manager passes on to itself, having become the leader meanwhile,
+		// stays its caller's: else a worker would be taken for this manager.
+		return direct, nil
+	}
 	if forwarded {
 		if !authorizeForwarder(direct, clusterID) {
 			return Identity{}, denied("unauthorized forwarder")
@@ -111,20 +119,19 @@ func (g *Guard) authorize(ctx context.Context, m method, known bool) (Identity, 
 	return caller, nil
 }
 
-// target decides whether a call goes to the leader; nil means that it is served here.
-func (g *Guard) target(ctx context.Context, m method, caller Identity) (grpc.ClientConnInterface, error) {
-	if !m.leaderOnly || g.Leading() {
-		return nil, nil //nolint:nilnil // nil is the answer "here"
+// targets returns the function that says where a call goes now: to the leader, or nil when
+// it is served here.
+func (g *Guard) targets(ctx context.Context, m method, caller Identity) func(context.Context) (grpc.ClientConnInterface, error) {
+	return func(wait context.Context) (grpc.ClientConnInterface, error) {
+		if !m.leaderOnly || g.Leading() {
+			return nil, nil //nolint:nilnil // nil is the answer "here"
+		}
+		md, _ := metadata.FromIncomingContext(ctx)
+		if caller.Forwarder != "" || len(md.Get(keyRedirect)) > 0 {
+			return nil, status.Errorf(codes.ResourceExhausted, redirected+"%v", md.Get(keyRedirect))
+		}
+		return g.Leader(wait)
 	}
-	md, _ := metadata.FromIncomingContext(ctx)
-	if caller.Forwarder != "" || len(md.Get(keyRedirect)) > 0 {
-		return nil, status.Errorf(codes.ResourceExhausted, "more than one redirect to leader from: %v", md.Get(keyRedirect))
-	}
-	conn, err := g.Leader(ctx)
-	if err != nil {
-		return nil, ToStatus(err)
-	}
-	return conn, nil
 }
 
 // ServerOptions returns the interceptors that every server of a manager must have.
@@ -137,15 +144,16 @@ func (g *Guard) ServerOptions() []grpc.ServerOption {
 			if err != nil {
 				return nil, err
 			}
-			conn, err := g.target(ctx, m, caller)
-			if err != nil {
-				return nil, err
-			}
-			if conn != nil {
-				return forwardUnary(forwardContext(ctx, caller), conn, info.FullMethod, m, req)
-			}
-			resp, err := handler(WithIdentity(ctx, caller), req)
-			return resp, ToStatus(err)
+			var resp any
+			err = callLeader(ctx, g.targets(ctx, m, caller), func(conn grpc.ClientConnInterface) (unsent bool, err error) {
+				if conn == nil {
+					resp, err = handler(WithIdentity(ctx, caller), req)
+					return false, ToStatus(err)
+				}
+				resp, unsent, err = forwardUnary(forwardContext(ctx, caller), conn, info.FullMethod, m, req)
+				return unsent, err
+			})
+			return resp, err
 		}),
 		grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 			m, known := table[info.FullMethod]
@@ -153,14 +161,13 @@ func (g *Guard) ServerOptions() []grpc.ServerOption {
 			if err != nil {
 				return err
 			}
-			conn, err := g.target(stream.Context(), m, caller)
-			if err != nil {
-				return err
-			}
-			if conn != nil {
-				return forwardStream(forwardContext(stream.Context(), caller), conn, info, m, stream)
-			}
-			return ToStatus(handler(srv, &identified{ServerStream: stream, ctx: WithIdentity(stream.Context(), caller)}))
+			ctx := stream.Context()
+			return callLeader(ctx, g.targets(ctx, m, caller), func(conn grpc.ClientConnInterface) (unsent bool, err error) {
+				if conn == nil {
+					return false, ToStatus(handler(srv, &identified{ServerStream: stream, ctx: WithIdentity(ctx, caller)}))
+				}
+				return forwardStream(forwardContext(ctx, caller), conn, info, m, stream)
+			})
 		}),
 	}
 }

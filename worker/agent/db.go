@@ -55,24 +55,34 @@ func tasksOf(tx *bbolt.Tx) *bbolt.Bucket {
 	return tx.Bucket([]byte(keyVersion)).Bucket([]byte(keyTasks))
 }
 
-// put writes a task and its status.
-func (d *database) put(task *api.Task) error {
-	data := proto.CloneOf(task)
-	data.Status = new(api.TaskStatus)
-	rawTask, err := proto.Marshal(data)
-	if err != nil {
-		return fmt.Errorf("store task: %w", err)
-	}
-	rawStatus, err := proto.Marshal(task.GetStatus())
-	if err != nil {
-		return fmt.Errorf("store task: %w", err)
+// put writes tasks and their statuses, all or none.
+func (d *database) put(tasks ...*api.Task) error {
+	type record struct{ id, data, status []byte }
+	records := make([]record, 0, len(tasks))
+	for _, task := range tasks {
+		data := proto.CloneOf(task)
+		data.Status = new(api.TaskStatus)
+		rawTask, err := proto.Marshal(data)
+		if err != nil {
+			return fmt.Errorf("store task: %w", err)
+		}
+		rawStatus, err := proto.Marshal(task.GetStatus())
+		if err != nil {
+			return fmt.Errorf("store task: %w", err)
+		}
+		records = append(records, record{id: []byte(task.GetId()), data: rawTask, status: rawStatus})
 	}
 	return d.db.Batch(func(tx *bbolt.Tx) error {
-		b, err := tasksOf(tx).CreateBucketIfNotExists([]byte(task.GetId()))
-		if err != nil {
-			return err
+		for _, r := range records {
+			b, err := tasksOf(tx).CreateBucketIfNotExists(r.id)
+			if err != nil {
+				return err
+			}
+			if err := errors.Join(b.Put([]byte(keyData), r.data), b.Put([]byte(keyStatus), r.status), b.Put([]byte(keyAssigned), []byte{0xff})); err != nil {
+				return err
+			}
 		}
-		return errors.Join(b.Put([]byte(keyData), rawTask), b.Put([]byte(keyStatus), rawStatus), b.Put([]byte(keyAssigned), []byte{0xff}))
+		return nil
 	})
 }
 

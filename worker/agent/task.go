@@ -38,10 +38,6 @@ type managed struct {
 
 func stamp(t time.Time) *timestamppb.Timestamp { return timestamppb.New(t) }
 
-func missing(kind, name string) error {
-	return model.Errorf(model.Internal, "%s %s is not available on this node", kind, name)
-}
-
 func (m *managed) status() *api.TaskStatus {
 	m.mu.Lock()
 	defer m.mu.Unlock()

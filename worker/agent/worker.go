@@ -10,6 +10,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/lifecycle"
+	"github.com/skep-dev/skep/core/model"
 )
 
 const (
@@ -35,7 +36,9 @@ type worker struct {
 	tasks   map[string]*managed
 	secrets map[string]*api.Secret
 	configs map[string]*api.Config
-	reports map[string]*api.TaskStatus // not yet sent, the latest of each task
+	// complete is set once this process knows all secrets and configs of its tasks.
+	complete bool
+	reports  map[string]*api.TaskStatus // not yet sent, the latest of each task
 	// withdrawn are the tasks that no node leads connections to any longer.
 	withdrawn map[string]bool
 	changed   chan struct{} // closed and replaced when a task came, went, started or was withdrawn
@@ -95,7 +98,10 @@ func (w *worker) notify() {
 func (w *worker) assignAll(ctx context.Context, changes []*api.AssignmentChange) {
 	keep := map[string]bool{}
 	w.mu.Lock()
+	// In one step: a task that starts meanwhile must not miss what it had.
 	w.secrets, w.configs = map[string]*api.Secret{}, map[string]*api.Config{}
+	w.take(changes)
+	w.complete = true
 	for _, c := range changes {
 		if t := c.GetAssignment().GetTask(); t != nil && c.GetAction() == api.AssignmentChange_UPDATE {
 			keep[t.GetId()] = true
@@ -115,9 +121,54 @@ func (w *worker) assignAll(ctx context.Context, changes []*api.AssignmentChange)
 	w.sweep(ctx, keep)
 }
 
-// assign applies changes: secrets and configs first, so that tasks find them.
+// assign applies changes: secrets and configs first, so that tasks find them. Only the
+// session's goroutine calls it.
 func (w *worker) assign(changes []*api.AssignmentChange) {
 	w.mu.Lock()
+	w.take(changes)
+	w.mu.Unlock()
+	var fresh []*api.Task
+	for _, c := range changes {
+		item, ok := c.GetAssignment().GetItem().(*api.Assignment_Task)
+		if !ok {
+			continue
+		}
+		w.mu.Lock()
+		m := w.tasks[item.Task.GetId()]
+		w.mu.Unlock()
+		remove := c.GetAction() == api.AssignmentChange_REMOVE
+		switch {
+		case m != nil && remove:
+			m.remove()
+		case m != nil:
+			m.update(proto.CloneOf(item.Task))
+		case !remove:
+			fresh = append(fresh, proto.CloneOf(item.Task))
+		}
+	}
+	w.beginAll(fresh)
+}
+
+// beginAll starts new tasks, once the database has them.
+func (w *worker) beginAll(tasks []*api.Task) {
+	if len(tasks) == 0 {
+		return
+	}
+	if err := w.db.put(tasks...); err != nil {
+		w.cfg.Log.Error("tasks not stored", slog.Int("tasks", len(tasks)), slog.Any("error", err))
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, t := range tasks {
+		if w.tasks[t.GetId()] == nil {
+			w.begin(t)
+		}
+	}
+}
+
+// take notes secrets and configs, and forgets those removed. Callers hold mu.
+func (w *worker) take(changes []*api.AssignmentChange) {
 	for _, c := range changes {
 		remove := c.GetAction() == api.AssignmentChange_REMOVE
 		switch item := c.GetAssignment().GetItem().(type) {
@@ -135,45 +186,6 @@ func (w *worker) assign(changes []*api.AssignmentChange) {
 			}
 		}
 	}
-	w.mu.Unlock()
-	for _, c := range changes {
-		item, ok := c.GetAssignment().GetItem().(*api.Assignment_Task)
-		if !ok {
-			continue
-		}
-		if c.GetAction() == api.AssignmentChange_REMOVE {
-			w.mu.Lock()
-			m := w.tasks[item.Task.GetId()]
-			w.mu.Unlock()
-			if m != nil {
-				m.remove()
-			}
-			continue
-		}
-		w.assignTask(item.Task)
-	}
-}
-
-// assignTask begins a new task or updates a known one.
-func (w *worker) assignTask(task *api.Task) {
-	task = proto.CloneOf(task)
-	w.mu.Lock()
-	m := w.tasks[task.GetId()]
-	if m == nil {
-		defer w.mu.Unlock()
-		if task.GetStatus().GetState() > api.TaskState_RUNNING && task.GetDesiredState() > api.TaskState_RUNNING {
-			// It ended before this node's memory begins; there may be a container to keep.
-			w.cfg.Log.Debug("finished task assigned", slog.String("task_id", task.GetId()))
-		}
-		if err := w.db.put(task); err != nil {
-			w.cfg.Log.Error("task not stored", slog.String("task_id", task.GetId()), slog.Any("error", err))
-			return
-		}
-		w.begin(task)
-		return
-	}
-	w.mu.Unlock()
-	m.update(task)
 }
 
 // finished forgets a task whose container was removed.
@@ -268,18 +280,28 @@ func (w *worker) dependencies(spec *api.ContainerSpec) (map[string][]byte, map[s
 	for _, ref := range spec.GetSecrets() {
 		s := w.secrets[ref.GetSecretId()]
 		if s == nil {
-			return nil, nil, missing("secret", ref.GetSecretName())
+			return nil, nil, w.missing("secret", ref.GetSecretName())
 		}
 		secrets[ref.GetSecretId()] = s.GetSpec().GetData()
 	}
 	for _, ref := range spec.GetConfigs() {
 		c := w.configs[ref.GetConfigId()]
 		if c == nil {
-			return nil, nil, missing("config", ref.GetConfigName())
+			return nil, nil, w.missing("config", ref.GetConfigName())
 		}
 		configs[ref.GetConfigId()] = c.GetSpec().GetData()
 	}
 	return secrets, configs, nil
+}
+
+// missing is the error of a task that refers to something that is not here. It may pass
+// while a restarted agent has not heard from a manager. Callers hold mu.
+func (w *worker) missing(kind, name string) error {
+	reason := model.Internal
+	if !w.complete {
+		reason = model.Unavailable
+	}
+	return model.Errorf(reason, "%s %s is not available on this node", kind, name)
 }
 
 // newStatus returns the status of a task that enters a state now.

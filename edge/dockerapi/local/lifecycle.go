@@ -3,6 +3,7 @@ package local
 import (
 	"errors"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -19,7 +20,42 @@ func (a *API) inspectContainer(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if httpapi.RequestVersion(r).Before(52) && c.NetworkSettings != nil {
+		return httpapi.WriteJSON(w, http.StatusOK, legacyInspect{InspectResponse: c, NetworkSettings: legacyNetwork(c.NetworkSettings)})
+	}
 	return httpapi.WriteJSON(w, http.StatusOK, c)
+}
+
+// legacyInspect is a container as clients before API 1.52 expect it: with the addresses on
+// the local bridge beside those of each network.
+type legacyInspect struct {
+	*container.InspectResponse
+	NetworkSettings legacyNetworkSettings
+}
+
+type legacyNetworkSettings struct {
+	*container.NetworkSettings
+	Bridge, EndpointID, Gateway, IPAddress, IPv6Gateway, GlobalIPv6Address, MacAddress string
+	IPPrefixLen, GlobalIPv6PrefixLen                                                   int
+	HairpinMode                                                                        bool
+}
+
+func legacyNetwork(n *container.NetworkSettings) legacyNetworkSettings {
+	out := legacyNetworkSettings{NetworkSettings: n}
+	ep := n.Networks["bridge"]
+	if ep == nil {
+		return out
+	}
+	text := func(a netip.Addr) string {
+		if !a.IsValid() {
+			return ""
+		}
+		return a.String()
+	}
+	out.EndpointID, out.MacAddress, out.IPPrefixLen, out.GlobalIPv6PrefixLen = ep.EndpointID, ep.MacAddress.String(), ep.IPPrefixLen, ep.GlobalIPv6PrefixLen
+	out.Gateway, out.IPAddress = text(ep.Gateway), text(ep.IPAddress)
+	out.IPv6Gateway, out.GlobalIPv6Address = text(ep.IPv6Gateway), text(ep.GlobalIPv6Address)
+	return out
 }
 
 func (a *API) createContainer(w http.ResponseWriter, r *http.Request) error {
@@ -155,7 +191,7 @@ func (a *API) waitContainer(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	case got := <-result:
 		answer := container.WaitResponse{StatusCode: int64(got.ExitCode)}
-		if got.Err != nil {
+		if got.Err != nil && got.ExitCode == 0 { // who started a container in vain has been told why
 			answer.Error = &container.WaitExitError{Message: got.Err.Error()}
 		}
 		data, err := httpapi.Encode(answer)

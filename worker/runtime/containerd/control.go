@@ -174,13 +174,16 @@ func parsePS(out string, pids []string) (*container.TopResponse, error) {
 	top := &container.TopResponse{Titles: titles, Processes: [][]string{}}
 	for _, line := range lines[1:] {
 		fields := strings.Fields(line)
-		if len(fields) <= at || !slices.Contains(pids, fields[at]) {
-			continue
-		}
-		if last := len(titles) - 1; len(fields) > len(titles) { // the command is the rest of the line
+		last := len(titles) - 1
+		switch extra := len(fields) - len(titles); {
+		case extra > 0 && at == last: // the command comes first, as in "-o args,pid"
+			fields = append([]string{strings.Join(fields[:extra+1], " ")}, fields[extra+1:]...)
+		case extra > 0: // the command is the rest of the line
 			fields = append(fields[:last:last], strings.Join(fields[last:], " "))
 		}
-		top.Processes = append(top.Processes, fields)
+		if len(fields) > at && slices.Contains(pids, fields[at]) {
+			top.Processes = append(top.Processes, fields)
+		}
 	}
 	return top, nil
 }

@@ -124,7 +124,7 @@ func New(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	if e.metrics, err = newMetrics(cfg.Registerer); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{cfg.Root, cfg.State, e.containerDir(""), e.volumeDir(""), e.stateDir("f"), e.stateDir("a"), e.stateDir("s"), e.stateDir("x")} {
+	for _, dir := range []string{cfg.Root, cfg.State, e.containerDir(""), e.volumeDir(""), e.stateDir("f"), e.stateDir("a"), e.stateDir("s"), e.stateDir("x"), e.stateDir("m")} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("make runtime directories: %w", err)
 		}
@@ -134,6 +134,9 @@ func New(ctx context.Context, cfg Config) (_ *Engine, err error) {
 		return nil, fmt.Errorf("read boot id: %w", err)
 	}
 	e.bootID = string(boot)
+	if err := e.sweepMounts(); err != nil {
+		return nil, err
+	}
 	if e.db, err = openDB(filepath.Join(cfg.Root, "containers.db")); err != nil {
 		return nil, err
 	}

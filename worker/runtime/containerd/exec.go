@@ -402,6 +402,9 @@ func (e *Engine) Resize(ctx context.Context, ref string, width, height uint32) e
 		return model.Errorf(model.Conflict, "container %s is not running", c.id)
 	}
 	_, err = e.client.TaskService().ResizePty(e.ns(ctx), &tasks.ResizePtyRequest{ContainerID: c.id, Width: width, Height: height})
+	if err != nil && !isRunning(e.view(c)) {
+		return model.Errorf(model.Conflict, "container %s is not running", c.id)
+	}
 	if err != nil {
 		return fmt.Errorf("resize container: %w", errgrpc.ToNative(err))
 	}

@@ -206,16 +206,21 @@ func (e *Engine) afterExit(c *record, s saved) {
 	p := s.Host.RestartPolicy
 	switch {
 	case s.Host.AutoRemove:
-		e.background(func(ctx context.Context) {
-			if err := e.Remove(ctx, c.id, true, true); err != nil {
-				e.log.LogAttrs(ctx, slog.LevelError, "container was not removed", slog.String("container_id", c.id), slog.Any("error", err))
-			}
-		})
+		e.removeLater(c)
 	case s.ManualStop:
 	case p.IsAlways(), p.IsUnlessStopped(),
 		p.IsOnFailure() && s.ExitCode != 0 && (p.MaximumRetryCount == 0 || s.Restarts < p.MaximumRetryCount):
 		e.restartLater(c, s)
 	}
+}
+
+// removeLater removes a container that wants to be removed at its end.
+func (e *Engine) removeLater(c *record) {
+	e.background(func(ctx context.Context) {
+		if err := e.Remove(ctx, c.id, true, true); err != nil {
+			e.log.LogAttrs(ctx, slog.LevelError, "container was not removed", slog.String("container_id", c.id), slog.Any("error", err))
+		}
+	})
 }
 
 // restartLater starts a container again after a delay that doubles up to a minute, and
@@ -392,11 +397,15 @@ func (e *Engine) adoptNetwork(ctx context.Context, c *record, s *saved) error {
 	return nil
 }
 
-// resume restarts what was waiting for its restart, and what a restart policy wants
-// running after a restart of the machine.
+// resume restarts what was waiting for its restart, what the policy "always" wants running
+// although somebody stopped it, and removes what was to be removed at its end.
 func (e *Engine) resume(c *record, s saved) {
-	if s.Status == container.StateRestarting && !s.ManualStop {
+	switch {
+	case s.Status == container.StateRestarting && !s.ManualStop,
+		s.Status == container.StateExited && s.Host.RestartPolicy.IsAlways():
 		e.restartLater(c, s)
+	case s.Status == container.StateExited && s.Host.AutoRemove:
+		e.removeLater(c)
 	}
 }
 

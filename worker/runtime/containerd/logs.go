@@ -120,7 +120,7 @@ func (e *Engine) Attach(ctx context.Context, ref string, stdio runtime.Stdio) er
 	if stdio.Stdin != nil && s.Config.OpenStdin {
 		go func() { // ends when its reader or the connection does
 			_, err := io.Copy(conn, stdio.Stdin)
-			if err == nil && (s.Config.StdinOnce || !s.Config.Tty) {
+			if err == nil && s.Config.StdinOnce && !s.Config.Tty {
 				_ = conn.CloseInput() // the task may have ended
 			}
 		}()

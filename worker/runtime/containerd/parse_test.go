@@ -32,6 +32,7 @@ func FuzzParseSize(f *testing.F) {
 
 func FuzzParsePS(f *testing.F) {
 	f.Add("UID PID CMD\nroot 7 sleep 100\nroot 8 other")
+	f.Add("COMMAND PID\nsleep 100 7\n0 7 00")
 	f.Fuzz(func(t *testing.T, out string) {
 		top, err := parsePS(out, []string{"7"})
 		if err != nil {
@@ -113,5 +114,16 @@ func TestLayers(t *testing.T) {
 	mounts := []rootMount{{Type: "overlay", Source: "overlay", Options: []string{"index=off", "workdir=/w", "upperdir=/u", "lowerdir=/a:/b"}}}
 	if d := cmp.Diff([]string{"/u", "/a", "/b"}, layerDirs(mounts)); d != "" {
 		t.Error(d)
+	}
+}
+
+// TestParsePSCommandFirst: the extra words of a row belong to the command, wherever it is.
+func TestParsePSCommandFirst(t *testing.T) {
+	top, err := parsePS("COMMAND PID\nsleep 100 7\nsleep 7 8\n", []string{"7"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([][]string{{"sleep 100", "7"}}, top.Processes); diff != "" {
+		t.Error(diff)
 	}
 }

@@ -55,7 +55,13 @@ func (e *Engine) Start(ctx context.Context, ref string) (err error) {
 		c.timer.Stop()
 	}
 	e.mu.Unlock()
-	return e.start(e.ns(ctx), c)
+	if err := e.start(e.ns(ctx), c); err != nil {
+		if s.Host.AutoRemove {
+			e.removeLater(c)
+		}
+		return err
+	}
+	return nil
 }
 
 // start runs a container; the caller has its turn. When it fails, the container shows why.
@@ -72,12 +78,14 @@ func (e *Engine) start(ctx context.Context, c *record) error {
 	err := e.startTask(ctx, c)
 	e.mu.Lock()
 	c.starting = false
-	if err != nil { // those who attached before the start wait for the next one
+	if err != nil { // who attached before the start is let go, as with Docker
+		c.Group = ""
 		select {
 		case <-c.ready:
-			c.ready = make(chan struct{})
 		default:
+			close(c.ready)
 		}
+		c.ready = make(chan struct{})
 	}
 	e.mu.Unlock()
 	if err == nil {
@@ -216,6 +224,9 @@ func startError(err error) error {
 	text := err.Error()
 	if strings.Contains(text, "executable file") && strings.Contains(text, "not found in $PATH") || strings.Contains(text, "executable file `") {
 		return model.Wrap(model.Invalid, err, "OCI runtime create failed: executable file not found in $PATH")
+	}
+	if strings.Contains(text, "open executable") { // crun, of a directory or a file without the right
+		return model.Wrap(model.Internal, err, "OCI runtime create failed: permission denied")
 	}
 	return model.Wrap(model.Internal, err, "OCI runtime create failed")
 }
@@ -378,7 +389,8 @@ func (e *Engine) streams(s *saved, group string) (shim.Spec, error) {
 	}
 	out := shim.Spec{
 		MaxSize: cfg.MaxSize, MaxFiles: cfg.MaxFiles, ExitPath: e.exitPath(s.ID), Socket: e.groups.socket(group),
-		Stdin: s.Config.OpenStdin, StdinOnce: s.Config.StdinOnce,
+		// Leaving a terminal is not the end of its input: detach keys must not end a shell.
+		Stdin: s.Config.OpenStdin, StdinOnce: s.Config.StdinOnce && !s.Config.Tty,
 	}
 	if s.Host.LogConfig.Type != "none" {
 		out.LogPath = e.logPath(s.ID)

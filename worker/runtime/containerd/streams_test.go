@@ -109,6 +109,50 @@ func TestStreams(t *testing.T) {
 			t.Errorf("%+v, %v", c.State, err)
 		}
 	})
+	t.Run("leaving a terminal does not end its input", func(t *testing.T) {
+		id := b.run(t, &container.Config{Cmd: []string{"sh"}, OpenStdin: true, StdinOnce: true, Tty: true}, nil)
+		short, cancel := context.WithCancel(ctx)
+		r, w := io.Pipe()
+		var out safeBuffer
+		done := make(chan error, 1)
+		go func() { done <- b.Attach(short, id, runtime.Stdio{Stdin: r, Stdout: &out}) }()
+		_, _ = io.WriteString(w, "echo $((6*7))\n")
+		out.await(t, "42\r\n")
+		cancel() // what detach keys do
+		_ = w.Close()
+		<-done
+		var again safeBuffer
+		if err := b.Attach(ctx, id, runtime.Stdio{Stdin: strings.NewReader("echo $((6*8))\nexit 4\n"), Stdout: &again}); err != nil {
+			t.Error(err)
+		}
+		if code := b.wait(t, id); code != 4 || !strings.Contains(again.String(), "48\r\n") {
+			t.Errorf("exit code %d, output %q", code, again.String())
+		}
+	})
+	t.Run("failed start", func(t *testing.T) {
+		id := b.create(t, &container.Config{Cmd: []string{"/nope"}}, &container.HostConfig{AutoRemove: true})
+		removed, err := b.Wait(ctx, id, container.WaitConditionRemoved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events, _ := b.Events(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- b.Attach(ctx, id, runtime.Stdio{Stdout: io.Discard}) }()
+		for m := range events {
+			if m.Action == "attach" {
+				break
+			}
+		}
+		if err := b.Start(ctx, id); err == nil {
+			t.Error("started")
+		}
+		if err := <-done; err != nil { // and is not waited for in vain
+			t.Error(err)
+		}
+		if r := <-removed; r.ExitCode != 127 {
+			t.Errorf("%+v", r)
+		}
+	})
 	t.Run("logs", func(t *testing.T) {
 		id := b.run(t, &container.Config{Cmd: []string{"sh", "-c", "echo 1; echo 2 >&2; sleep 0.1; echo 3; sleep 0.1; echo 4; exec sleep 0.1"}}, nil)
 		var followed string

@@ -35,11 +35,12 @@ func Run(ctx context.Context) {
 			if err != nil {
 				return nil, err
 			}
+			go reap(ic.Context)
 			tasks := NewTasks(ic.Context, inner)
 			return &both{tasks: tasks, sandbox: newSandbox(tasks, stop)}, nil
 		},
 	})
-	ctdshim.RunShim(ctx, manager.NewShimManager(RuntimeName))
+	ctdshim.RunShim(ctx, manager.NewShimManager(RuntimeName), func(c *ctdshim.Config) { c.NoReaper = true })
 }
 
 // both registers the two services of the shim.

@@ -2,12 +2,18 @@ package shim
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -26,12 +32,14 @@ type Tasks struct {
 
 	mu      sync.Mutex
 	streams map[string]*stream // by task id
-	pids    map[string]uint32
+	// mains are the main processes by task id, held so that no signal reaches another
+	// process that got the number of one that is gone.
+	mains map[string]*os.Process
 }
 
 // NewTasks wraps containerd's task service for one shim that lives as long as ctx.
 func NewTasks(ctx context.Context, inner taskapi.TTRPCTaskService) *Tasks {
-	return &Tasks{TTRPCTaskService: inner, ctx: ctx, streams: map[string]*stream{}, pids: map[string]uint32{}}
+	return &Tasks{TTRPCTaskService: inner, ctx: ctx, streams: map[string]*stream{}, mains: map[string]*os.Process{}}
 }
 
 // RegisterTTRPC registers the service with the shim's server.
@@ -75,9 +83,11 @@ func (t *Tasks) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*task
 		t.drop(r.ID, 0)
 		return nil, err
 	}
-	t.mu.Lock()
-	t.pids[r.ID] = resp.Pid
-	t.mu.Unlock()
+	if main, err := os.FindProcess(int(resp.Pid)); err == nil { // else containerd's way of signalling remains
+		t.mu.Lock()
+		t.mains[r.ID] = main
+		t.mu.Unlock()
+	}
 	return resp, nil
 }
 
@@ -85,8 +95,11 @@ func (t *Tasks) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*task
 func (t *Tasks) drop(id string, patience time.Duration) {
 	t.mu.Lock()
 	s := t.streams[id]
+	if main := t.mains[id]; main != nil {
+		_ = main.Release() // never fails
+	}
 	delete(t.streams, id)
-	delete(t.pids, id)
+	delete(t.mains, id)
 	t.mu.Unlock()
 	if s != nil {
 		s.finish(patience)
@@ -124,6 +137,30 @@ func (t *Tasks) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.
 	return resp, err
 }
 
+// Kill signals a task's main process itself. The runtime's kill would be a program more to
+// run for each task, and containerd's service keeps the task locked meanwhile, which
+// holds up the exits of all others.
+func (t *Tasks) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Empty, error) {
+	if r.All || r.ExecID != "" {
+		return t.TTRPCTaskService.Kill(ctx, r)
+	}
+	t.mu.Lock()
+	main := t.mains[r.ID]
+	if main == nil {
+		t.mu.Unlock()
+		return t.TTRPCTaskService.Kill(ctx, r)
+	}
+	err := main.Signal(syscall.Signal(r.Signal))
+	t.mu.Unlock()
+	if errors.Is(err, os.ErrProcessDone) {
+		err = fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return &emptypb.Empty{}, nil
+}
+
 // Pids lists a task's processes. A restarted containerd takes a task without any for
 // leaked and forgets its exit status; so a stopped one answers its former main process.
 func (t *Tasks) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
@@ -132,16 +169,19 @@ func (t *Tasks) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.Pids
 		return resp, nil
 	}
 	t.mu.Lock()
-	pid, known := t.pids[r.ID]
+	pid := 0
+	if main := t.mains[r.ID]; main != nil {
+		pid = main.Pid
+	}
 	t.mu.Unlock()
-	if !known {
+	if pid == 0 {
 		return resp, err
 	}
 	state, serr := t.State(ctx, &taskapi.StateRequest{ID: r.ID})
 	if serr != nil || state.Status != tasktypes.Status_STOPPED {
 		return resp, err
 	}
-	return &taskapi.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: pid}}}, nil
+	return &taskapi.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: uint32(pid)}}}, nil
 }
 
 // Shutdown ends an ungrouped shim that has no task left.
