@@ -70,7 +70,7 @@ func load(ctx context.Context, url, duration, perSecond string) error {
 // fetch asks a URL once and prints the answer.
 func fetch(url string) error {
 	client := &http.Client{Timeout: loadTimeout}
-	resp, err := client.Get(url) //nolint:noctx // the client has a timeout
+	resp, err := client.Get(url)
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func fetch(url string) error {
 }
 
 func get(client *http.Client, url string) error {
-	resp, err := client.Get(url) //nolint:noctx // the client has a timeout
+	resp, err := client.Get(url)
 	if err != nil {
 		return err
 	}

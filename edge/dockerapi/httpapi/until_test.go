@@ -1,4 +1,4 @@
-package local
+package httpapi
 
 import (
 	"testing"
@@ -12,8 +12,8 @@ func FuzzParseUntil(f *testing.F) {
 	}
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	f.Fuzz(func(t *testing.T, text string) {
-		at, err := parseUntil(text, now)
-		if again, other := parseUntil(text, now); !again.Equal(at) || (err == nil) != (other == nil) {
+		at, err := Until(text, now)
+		if again, other := Until(text, now); !again.Equal(at) || (err == nil) != (other == nil) {
 			t.Errorf("%q reads as %s, %v and then as %s, %v", text, at, err, again, other)
 		}
 		if d, bad := time.ParseDuration(text); bad == nil && !at.Equal(now.Add(-d)) {
