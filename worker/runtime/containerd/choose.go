@@ -113,6 +113,8 @@ func tryRuntime(ctx context.Context, cfg Config, r ociRuntime) (err error) {
 		Mounts:  []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}},
 		Linux: &specs.Linux{
 			CgroupsPath: cfg.CgroupParent + "/" + id,
+			// On cgroup v2 this is a program for the kernel, which not every runtime can load everywhere.
+			Resources: &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}}},
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace},
 				{Type: specs.MountNamespace},

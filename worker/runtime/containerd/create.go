@@ -308,6 +308,7 @@ func (e *Engine) validateResources(host *container.HostConfig) ([]string, error)
 	case host.OomScoreAdj < -1000 || host.OomScoreAdj > 1000:
 		return nil, model.Errorf(model.Invalid, "Invalid value %d, range for oom score adj is [-1000, 1000]", host.OomScoreAdj)
 	}
+	warnings = append(warnings, discard(r, cgroupV1())...)
 	if r.Memory > 0 && r.MemorySwap == 0 {
 		r.MemorySwap = 2 * r.Memory
 	}

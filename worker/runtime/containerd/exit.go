@@ -203,15 +203,19 @@ func (e *Engine) ended(c *record, x shim.Exit) error {
 
 // afterExit removes or restarts a container if it is to be.
 func (e *Engine) afterExit(c *record, s saved) {
-	p := s.Host.RestartPolicy
 	switch {
 	case s.Host.AutoRemove:
 		e.removeLater(c)
-	case s.ManualStop:
-	case p.IsAlways(), p.IsUnlessStopped(),
-		p.IsOnFailure() && s.ExitCode != 0 && (p.MaximumRetryCount == 0 || s.Restarts < p.MaximumRetryCount):
+	case wantsRestart(s):
 		e.restartLater(c, s)
 	}
+}
+
+// wantsRestart reports whether the policy of a container that has ended restarts it.
+func wantsRestart(s saved) bool {
+	p := s.Host.RestartPolicy
+	return !s.ManualStop && (p.IsAlways() || p.IsUnlessStopped() ||
+		p.IsOnFailure() && s.ExitCode != 0 && (p.MaximumRetryCount == 0 || s.Restarts < p.MaximumRetryCount))
 }
 
 // removeLater removes a container that wants to be removed at its end.
@@ -397,14 +401,15 @@ func (e *Engine) adoptNetwork(ctx context.Context, c *record, s *saved) error {
 	return nil
 }
 
-// resume restarts what was waiting for its restart, what the policy "always" wants running
-// although somebody stopped it, and removes what was to be removed at its end.
+// resume restarts what was waiting for its restart, which is not on record, and what the
+// policy "always" wants running although somebody stopped it; and it removes what was to
+// be removed at its end, or never started.
 func (e *Engine) resume(c *record, s saved) {
+	ended := s.Status == container.StateExited || s.Status == container.StateRestarting
 	switch {
-	case s.Status == container.StateRestarting && !s.ManualStop,
-		s.Status == container.StateExited && s.Host.RestartPolicy.IsAlways():
+	case ended && (wantsRestart(s) || s.Host.RestartPolicy.IsAlways()):
 		e.restartLater(c, s)
-	case s.Status == container.StateExited && s.Host.AutoRemove:
+	case (ended || s.Status == container.StateCreated) && s.Host.AutoRemove:
 		e.removeLater(c)
 	}
 }

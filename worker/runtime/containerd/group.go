@@ -6,13 +6,18 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	ctd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"golang.org/x/sys/unix"
 )
 
 // idleGroup is how long the current shim stays when it serves nothing.
@@ -66,10 +71,12 @@ func (g *groups) join(ctx context.Context) (*group, error) {
 	s, err := g.e.client.NewSandbox(ctx, id,
 		ctd.WithSandboxRuntime(shimPath(g.e.cfg), g.e.runcOptions(0, 0)),
 		ctd.WithSandboxSpec(&oci.Spec{Version: ociVersion}))
-	if err != nil {
-		return nil, fmt.Errorf("start shim: %w", err)
+	if err == nil {
+		err = s.Start(ctx)
 	}
-	if err := s.Start(ctx); err != nil {
+	if err != nil {
+		g.stop(context.WithoutCancel(ctx), id) // or its record stays
+		g.e.killShim(ctx, id)
 		return nil, fmt.Errorf("start shim: %w", err)
 	}
 	g.mu.Lock()
@@ -172,6 +179,28 @@ func (g *groups) stop(ctx context.Context, id string) {
 		g.e.log.LogAttrs(ctx, slog.LevelDebug, "shim did not end cleanly", slog.String("group_id", id), slog.Any("error", err))
 		// A shim that is gone already leaves its record.
 		_ = g.e.client.SandboxStore().Delete(ctx, id) // tried again at the next start
+	}
+}
+
+// killShim ends the process of a shim that does not serve: containerd knows no other way
+// to end one than to ask it.
+func (e *Engine) killShim(ctx context.Context, id string) {
+	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return
+	}
+	for _, p := range procs {
+		b, err := os.ReadFile(p)
+		argv := strings.Split(string(b), "\x00")
+		at := slices.Index(argv, "-id")
+		if err != nil || argv[0] != shimPath(e.cfg) || at < 0 || at+1 >= len(argv) || argv[at+1] != id {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+		if err == nil {
+			err = unix.Kill(pid, unix.SIGKILL)
+		}
+		e.log.LogAttrs(ctx, slog.LevelWarn, "killed shim that does not serve", slog.String("group_id", id), slog.Int("pid", pid), slog.Any("error", err))
 	}
 }
 

@@ -28,6 +28,25 @@ func swapLimit() bool {
 	return err == nil
 }
 
+// discard takes away the limits that cgroup v2 has no file for, where the OCI runtimes
+// would refuse to start, and returns a warning for each.
+func discard(r *container.Resources, v1 bool) (warnings []string) {
+	if v1 {
+		return nil
+	}
+	if r.MemorySwappiness != nil && *r.MemorySwappiness != -1 {
+		warnings = append(warnings, "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.")
+	}
+	if r.OomKillDisable != nil && *r.OomKillDisable {
+		warnings = append(warnings, "Your kernel does not support OomKillDisable. OomKillDisable discarded.")
+	}
+	if r.CPURealtimePeriod != 0 || r.CPURealtimeRuntime != 0 {
+		warnings = append(warnings, "Your kernel does not support CPU realtime scheduling with cgroup v2. CPU realtime limits discarded.")
+	}
+	r.MemorySwappiness, r.OomKillDisable, r.CPURealtimePeriod, r.CPURealtimeRuntime = nil, nil, 0, 0
+	return warnings
+}
+
 const cfsPeriod = 100_000 // µs
 
 // linuxResources translates limits; members that are zero stay unset.

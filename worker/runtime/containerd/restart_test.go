@@ -13,6 +13,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"golang.org/x/sys/unix"
 
+	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/worker/runtime"
 	"github.com/skep-dev/skep/worker/runtime/containerd"
 )
@@ -150,17 +151,7 @@ func TestShimKilled(t *testing.T) {
 	for range 3 {
 		ids = append(ids, b.run(t, &container.Config{Cmd: []string{"sleep", "1000"}}, nil))
 	}
-	parent := func(id string) int {
-		stat, err := os.ReadFile("/proc/" + strconv.Itoa(b.state(t, id).Pid) + "/stat")
-		if err != nil {
-			t.Fatal(err)
-		}
-		n, err := strconv.Atoi(strings.Fields(string(stat[strings.LastIndex(string(stat), ")")+2:]))[1])
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
+	parent := func(id string) int { return b.shimOf(t, id) }
 	if parent(ids[0]) != parent(ids[1]) || parent(ids[0]) == parent(ids[2]) {
 		t.Fatalf("shims: %d %d %d", parent(ids[0]), parent(ids[1]), parent(ids[2]))
 	}
@@ -276,4 +267,89 @@ func TestReboot(t *testing.T) {
 		t.Errorf("start without secrets: %v", err)
 	}
 	until(t, "restart policy", func() bool { return b.state(t, again).Running })
+}
+
+// TestPoliciesOverRestart: a restarted daemon does with what ended what its policy says,
+// whether it ended before, waits for its restart, or ended while nobody looked.
+func TestPoliciesOverRestart(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, nil).withBusybox(t)
+	ctx := context.Background()
+	policy := func(name container.RestartPolicyMode, most int) *container.HostConfig {
+		return &container.HostConfig{RestartPolicy: container.RestartPolicy{Name: name, MaximumRetryCount: most}}
+	}
+	gate := &container.Config{Cmd: []string{"sh", "-c", "while [ ! -e /tmp/go ]; do sleep 0.02; done; exit 1"}}
+	run := func(host *container.HostConfig) string { return b.run(t, gate, host) }
+	stopped := func(host *container.HostConfig) string {
+		id := run(host)
+		if err := b.Stop(ctx, id, "KILL", nil); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	ids := map[string]string{
+		"always, stopped": stopped(policy("always", 0)), "unless-stopped, stopped": stopped(policy("unless-stopped", 0)),
+		"no, stopped": stopped(policy("no", 0)), "on-failure, stopped": stopped(policy("on-failure", 0)),
+		"always, ends meanwhile": run(policy("always", 0)), "unless-stopped, ends meanwhile": run(policy("unless-stopped", 0)),
+		"on-failure, ends meanwhile": run(policy("on-failure", 3)), "no, ends meanwhile": run(policy("no", 0)),
+		"rm, ends meanwhile": run(&container.HostConfig{AutoRemove: true}), "rm, runs on": run(&container.HostConfig{AutoRemove: true}),
+		"unless-stopped, runs on": run(policy("unless-stopped", 0)),
+		"rm, never started":       b.create(t, gate, &container.HostConfig{AutoRemove: true}),
+		"always, never started":   b.create(t, gate, policy("always", 0)),
+	}
+	// These wait for their restart, longer every time, when the daemon ends.
+	fails := &container.Config{Cmd: []string{"sh", "-c", "exit 1"}}
+	for _, name := range []container.RestartPolicyMode{"always", "unless-stopped", "on-failure"} {
+		id := b.run(t, fails, policy(name, 0))
+		ids[string(name)+", waits"] = id
+		until(t, "restarts", func() bool { c, err := b.Inspect(ctx, id); return err == nil && c.RestartCount >= 3 })
+	}
+	spent := b.run(t, fails, policy("on-failure", 1))
+	until(t, "given up", func() bool {
+		c, err := b.Inspect(ctx, spent)
+		return err == nil && c.RestartCount == 1 && c.State.Status == container.StateExited
+	})
+	pids, counts := map[string]int{}, map[string]int{}
+	for name, id := range ids {
+		c, err := b.Inspect(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids[name], counts[name] = c.State.Pid, c.RestartCount
+	}
+	b.stop()
+	for name, pid := range pids {
+		if strings.HasSuffix(name, "ends meanwhile") {
+			if err := os.WriteFile("/proc/"+strconv.Itoa(pid)+"/root/tmp/go", nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "container ends", func() bool { return unix.Kill(pid, 0) != nil })
+		}
+	}
+	b.start(t)
+	for name, id := range ids {
+		gone := strings.HasPrefix(name, "rm, ") && name != "rm, runs on"
+		until(t, name, func() bool {
+			c, err := b.Inspect(ctx, id)
+			if gone || err != nil {
+				return gone && model.KindOf(err) == model.NotFound
+			}
+			switch name {
+			case "rm, runs on", "unless-stopped, runs on":
+				return c.State.Running && c.State.Pid == pids[name]
+			case "always, never started":
+				return c.State.Status == container.StateCreated
+			case "unless-stopped, stopped", "no, stopped", "on-failure, stopped", "no, ends meanwhile":
+				return c.State.Status == container.StateExited && c.RestartCount == 0
+			case "always, waits", "unless-stopped, waits", "on-failure, waits":
+				return c.RestartCount > counts[name]
+			case "always, stopped": // runs again; what ended meanwhile ends at once, for its gate is open
+				return c.State.Running
+			}
+			return c.RestartCount > 0
+		})
+	}
+	if c, err := b.Inspect(ctx, spent); err != nil || c.RestartCount != 1 || c.State.Status != container.StateExited {
+		t.Errorf("what had no restart left: %+v, %v", c, err)
+	}
 }

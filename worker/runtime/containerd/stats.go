@@ -115,6 +115,9 @@ func fillV2(out *container.StatsResponse, m *cgroup2.Metrics) {
 			"unevictable": mem.Unevictable, "pgfault": mem.Pgfault, "pgmajfault": mem.Pgmajfault,
 		}
 	}
+	if e := m.MemoryEvents; e != nil { // what Docker shows as failures
+		out.MemoryStats.Failcnt = e.Oom
+	}
 	if p := m.Pids; p != nil {
 		out.PidsStats = container.PidsStats{Current: p.Current, Limit: p.Limit}
 	}
