@@ -89,6 +89,10 @@ func TestOneChange(t *testing.T) {
 			&skepv1.NetworkUpdate{RemovedServices: []string{"s1"}},
 			"balance 10.0.0.201 gone; balance 10.0.1.201 gone; publish 8001 gone",
 		},
+		"a network goes": {
+			&skepv1.NetworkUpdate{RemovedNetworks: []string{"n0"}},
+			"remove n0/b; balance 10.0.0.201 []; publish 8001 gone; publish 8002 gone; end 10.0.0.4; end fd00:0::4; unroute 10.0.0.4",
+		},
 		"nothing new":     {&skepv1.NetworkUpdate{Endpoints: []*skepv1.OverlayEndpoint{ep("n1", "a", "s1", "node1", 3, true)}}, ""},
 		"unknown removed": {&skepv1.NetworkUpdate{RemovedServices: []string{"x"}, RemovedEndpoints: []*skepv1.EndpointKey{{NetworkId: "y"}}}, ""},
 	} {

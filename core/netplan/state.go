@@ -159,7 +159,15 @@ func removed[V any](m map[string]V, listed set[string], ids []string, complete b
 	return out
 }
 
+// incrementEndpoints does so for endpoints; those of a removed network go with it.
 func (s *State) incrementEndpoints(out, u *skepv1.NetworkUpdate) {
+	going := set[Key]{}
+	remove := func(k Key) {
+		if _, twice := going[k]; !twice && s.endpoints[k] != nil {
+			going[k] = struct{}{}
+			out.RemovedEndpoints = append(out.RemovedEndpoints, &skepv1.EndpointKey{NetworkId: k.Network, TaskId: k.Task})
+		}
+	}
 	listed := make(set[Key], len(u.GetEndpoints()))
 	for _, e := range u.GetEndpoints() {
 		k := keyOf(e.GetKey())
@@ -168,17 +176,25 @@ func (s *State) incrementEndpoints(out, u *skepv1.NetworkUpdate) {
 			out.Endpoints = append(out.Endpoints, e)
 		}
 	}
-	if !u.GetComplete() {
-		for _, k := range u.GetRemovedEndpoints() {
-			if _, set := listed[keyOf(k)]; !set && s.endpoints[keyOf(k)] != nil {
-				out.RemovedEndpoints = append(out.RemovedEndpoints, k)
+	unlisted := func(keys []Key) {
+		for _, k := range keys {
+			if _, stays := listed[k]; !stays {
+				remove(k)
 			}
 		}
+	}
+	if u.GetComplete() {
+		unlisted(slices.SortedFunc(maps.Keys(s.endpoints), Key.compare))
 		return
 	}
-	for _, k := range slices.SortedFunc(maps.Keys(s.endpoints), Key.compare) {
-		if _, ok := listed[k]; !ok {
-			out.RemovedEndpoints = append(out.RemovedEndpoints, &skepv1.EndpointKey{NetworkId: k.Network, TaskId: k.Task})
+	for _, k := range u.GetRemovedEndpoints() {
+		unlisted([]Key{keyOf(k)})
+	}
+	for _, id := range out.GetRemovedNetworks() {
+		if m := s.members[id]; m != nil {
+			for _, task := range slices.Sorted(maps.Keys(m.byTask)) {
+				unlisted([]Key{{id, task}})
+			}
 		}
 	}
 }
