@@ -345,6 +345,15 @@ func wantNames(t *testing.T, path, name string, kind uint16, code string, want .
 	}
 }
 
+// wantUnknown fails if a name leads anywhere. It may be asked of the host's resolvers,
+// which cannot be reached.
+func wantUnknown(t *testing.T, path, name string) {
+	t.Helper()
+	if code, got := resolve(t, path, name, dns.TypeA); code == "NOERROR" || len(got) > 0 {
+		t.Errorf("%s: %s %v, want nothing", name, code, got)
+	}
+}
+
 // wantClean fails if the kernel of any node differs from its plan.
 func (l *lab) wantClean() {
 	l.t.Helper()

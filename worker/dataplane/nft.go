@@ -98,13 +98,13 @@ func (r rule) add(c *nftables.Conn, ch *nftables.Chain) error {
 		anonymous := &nftables.Set{
 			Table: ch.Table, Anonymous: true, Constant: true, IsMap: true, KeyType: nftables.TypeInteger, DataType: data,
 		}
-		n := min(len(r.choices), maxElements)
-		if err := c.AddSet(anonymous, r.choices[:n]); err != nil {
+		// Elements given here would be all that the map can hold.
+		if err := c.AddSet(anonymous, nil); err != nil {
 			return fmt.Errorf("make map: %w", err)
 		}
 		open := *anonymous
-		open.Anonymous = false // until a rule refers to it, more may come
-		for more := range slices.Chunk(r.choices[n:], maxElements) {
+		open.Anonymous = false // until a rule refers to it, elements may come
+		for more := range slices.Chunk(r.choices, maxElements) {
 			if err := c.SetAddElements(&open, more); err != nil {
 				return fmt.Errorf("fill map: %w", err)
 			}
