@@ -74,7 +74,7 @@ bench: deps build ## print the benchmark table and write bench/results (root)
 .PHONY: sim
 sim: ## simulate whole swarms with faults for FOR (default 30m of their time) from SEED (default: the clock)
 	@seed=$(or $(SEED),$$(date +%s)); echo "seed $$seed"; \
-	$(GO) test -count=1 -timeout 60m ./sim -sim -run 'TestRandom' -seed $$seed -for $(or $(FOR),30m)
+	$(GO) test -count=1 -timeout 60m ./sim -run 'TestRandom' -seed $$seed -for $(or $(FOR),30m)
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (default 20s)

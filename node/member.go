@@ -21,6 +21,7 @@ import (
 	"github.com/skep-dev/skep/control/manager"
 	"github.com/skep-dev/skep/control/replica"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/netmap"
 	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/platform/enroll"
 	"github.com/skep-dev/skep/platform/keystore"
@@ -290,6 +291,9 @@ func (m *member) describe(ctx context.Context) (*api.NodeDescription, error) {
 	for _, l := range m.cfg.Labels {
 		k, v, _ := strings.Cut(l, "=")
 		labels[k] = v
+	}
+	if m.saved.DataPathAddr != "" {
+		labels[netmap.DataAddrLabel] = m.saved.DataPathAddr
 	}
 	return agent.Describe(info, m.cfg.Hostname, m.cfg.Version, labels, m.tlsInfo()), nil
 }

@@ -11,8 +11,8 @@
 //
 // Everything but the network (package memnet) is in test files; run it with
 //
-//	go test ./sim -sim                         # scenarios, and two short random runs
-//	make sim SEED=7                            # long, from one seed
+//	go test ./sim       # scenarios, and two short random runs
+//	make sim SEED=7     # long, from one seed
 //
 // A crash keeps what the daemon had written, synced or not, as the death of a process
 // does; losing the page cache with the machine is tested at the log itself.

@@ -7,7 +7,6 @@ import (
 )
 
 var (
-	simFlag  = flag.Bool("sim", false, "simulate whole nodes")
 	seedFlag = flag.Uint64("seed", 0, "run the random simulation from this seed only")
 	forFlag  = flag.Duration("for", 0, "how much of the swarm's time the random simulation takes, before it heals")
 	logFlag  = flag.Bool("log", false, "print the logs of all nodes")
@@ -30,7 +29,7 @@ func TestRandom(t *testing.T) {
 			})
 		})
 		if !ok {
-			t.Errorf("seed %d failed; again with: go test ./sim -sim -run TestRandom -seed %d -for %v -log", seed, seed, length)
+			t.Errorf("seed %d failed; again with: go test ./sim -run TestRandom -seed %d -for %v -log", seed, seed, length)
 		}
 	}
 }

@@ -62,9 +62,6 @@ type machine struct {
 // inWorld runs a test in a bubble with n machines, none of which is in a swarm yet.
 func inWorld(t *testing.T, seed uint64, n int, test func(*world)) {
 	t.Helper()
-	if !*simFlag {
-		t.Skip("whole nodes are simulated on demand: make sim, or go test ./sim -sim")
-	}
 	if raceEnabled {
 		t.Skip("the race detector kills bubbles with many timers (golang.org/issue/76691)")
 	}

@@ -295,6 +295,7 @@ func (b *Broker) ListenSubscriptions(_ *api.ListenSubscriptionsRequest, stream a
 	}
 	if old := b.listeners[nodeID]; old != nil {
 		close(old.gone)
+		b.lost(nodeID)
 	}
 	b.listeners[nodeID] = l
 	for _, id := range slices.Sorted(maps.Keys(b.subs)) {
@@ -335,26 +336,41 @@ func (b *Broker) unlisten(nodeID string, l *listener) {
 		return
 	}
 	delete(b.listeners, nodeID)
+	b.lost(nodeID)
+}
+
+// lost gives up what a node that went away should have published. Callers hold mu.
+func (b *Broker) lost(nodeID string) {
 	for _, s := range b.subs {
-		if s.waiting[nodeID] && !s.msg.GetOptions().GetFollow() {
-			s.problems = append(s.problems, fmt.Sprintf("node %s disconnected unexpectedly", nodeID))
-		}
-		s.finish(nodeID)
+		s.breakOff(nodeID)
 	}
 }
 
+// breakOff notes that a node stopped before its end. Callers hold Broker.mu.
+func (s *subscription) breakOff(nodeID string) {
+	if s.waiting[nodeID] && !s.msg.GetOptions().GetFollow() {
+		s.problems = append(s.problems, fmt.Sprintf("node %s disconnected unexpectedly", nodeID))
+	}
+	s.finish(nodeID)
+}
+
 // PublishLogs takes the lines of one node for one subscription.
-func (b *Broker) PublishLogs(stream api.LogBroker_PublishLogsServer) error {
+func (b *Broker) PublishLogs(stream api.LogBroker_PublishLogsServer) (err error) {
 	nodeID, _, err := b.cfg.Caller(stream.Context())
 	if err != nil {
 		return err
 	}
 	var s *subscription
 	defer func() {
-		if s != nil {
-			b.mu.Lock()
+		if s == nil {
+			return
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if err != nil {
+			s.breakOff(nodeID)
+		} else {
 			s.finish(nodeID)
-			b.mu.Unlock()
 		}
 	}()
 	for {

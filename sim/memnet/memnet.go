@@ -138,6 +138,13 @@ func (n *Network) path(from, to string) (delay time.Duration, open bool, healed 
 	return delay, !n.cut[[2]string{from, to}], n.healed
 }
 
+// open reports whether there is no cut between two hosts, either way.
+func (n *Network) open(a, b string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return !n.cut[[2]string{a, b}] && !n.cut[[2]string{b, a}]
+}
+
 // Listen accepts connections to addr, host:port.
 func (h *Host) Listen(_ context.Context, addr string) (net.Listener, error) {
 	h.n.mu.Lock()
@@ -184,6 +191,7 @@ func (h *Host) Dial(ctx context.Context, addr string) (net.Conn, error) {
 		return fail(syscall.ECONNREFUSED)
 	}
 	out, in := newStream(h.n, h.name, to), newStream(h.n, to, h.name)
+	out.back, in.back = in, out
 	mine := &conn{n: h.n, local: h.name, remote: to, localAddr: address(h.name + ":1"), remoteAddr: address(addr), r: in, w: out}
 	theirs := &conn{n: h.n, local: to, remote: h.name, localAddr: address(addr), remoteAddr: address(h.name + ":1"), r: out, w: in}
 	select {
@@ -286,13 +294,14 @@ func (c *conn) wrap(op string, err error) error {
 	return &net.OpError{Op: op, Net: "mem", Source: c.localAddr, Addr: c.remoteAddr, Err: err}
 }
 
-// Close implements [net.Conn]. What was written still arrives.
+// Close implements [net.Conn]. What was written still arrives. The other end hears of it
+// like everything else: not through a cut.
 func (c *conn) Close() error {
 	c.n.mu.Lock()
 	delete(c.n.conns, c)
 	c.n.mu.Unlock()
 	c.w.finish()
-	c.r.abort(net.ErrClosed)
+	c.r.ignore()
 	return nil
 }
 
@@ -328,11 +337,14 @@ func (c *conn) SetWriteDeadline(t time.Time) error { c.w.setDeadline(false, t); 
 type stream struct {
 	n        *Network
 	from, to string
+	back     *stream // the other direction
 
 	mu       sync.Mutex
 	chunks   []chunk
 	size     int
 	finished bool          // nothing more will be written
+	ignored  bool          // nothing more will be read
+	refused  bool          // the writer's other direction was answered with a reset
 	err      error         // the stream is broken
 	changed  chan struct{} // closed and replaced at every change
 	// readBy and writeBy are deadlines; zero is none.
@@ -359,6 +371,24 @@ func (s *stream) finish() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.finished = true
+	s.notify()
+}
+
+// ignore throws away what nobody will read any more.
+func (s *stream) ignore() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ignored, s.chunks, s.size = true, nil, 0
+	s.notify()
+}
+
+// refuse has the reader find what has arrived or is on its way, then a reset: its own
+// writes fail, and no connection is broken for the writer alone. gRPC counts on that: after
+// a failed write it tries again, without a pause, until the reader has noticed as well.
+func (s *stream) refuse() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused = true
 	s.notify()
 }
 
@@ -392,12 +422,16 @@ func (s *stream) write(p []byte) (int, error) {
 	for {
 		switch {
 		case s.err != nil:
-			if errors.Is(s.err, net.ErrClosed) {
-				return 0, syscall.EPIPE // the reader has closed
-			}
 			return 0, s.err
 		case s.finished:
 			return 0, net.ErrClosed
+		case s.ignored && s.n.open(s.from, s.to):
+			s.mu.Unlock()
+			s.back.refuse()
+			s.mu.Lock()
+			return 0, syscall.EPIPE
+		case s.ignored:
+			return len(p), nil // lost, and so would be the answer
 		case expired(s.writeBy):
 			return 0, os.ErrDeadlineExceeded
 		case s.size < window:
@@ -424,8 +458,12 @@ func (s *stream) read(p []byte) (int, error) {
 		switch {
 		case s.err != nil:
 			return 0, s.err
+		case s.ignored:
+			return 0, net.ErrClosed
 		case expired(s.readBy):
 			return 0, os.ErrDeadlineExceeded
+		case len(s.chunks) == 0 && s.refused:
+			return 0, syscall.ECONNRESET
 		case len(s.chunks) == 0 && s.finished:
 			if _, open, healed := s.n.path(s.from, s.to); !open {
 				s.wait(healed, s.readBy)
@@ -437,11 +475,11 @@ func (s *stream) read(p []byte) (int, error) {
 			continue
 		}
 		head := &s.chunks[0]
-		if time.Now().Before(head.at) {
+		if time.Now().Before(head.at) && !s.refused {
 			s.wait(nil, earlier(head.at, s.readBy))
 			continue
 		}
-		if _, open, healed := s.n.path(s.from, s.to); !open {
+		if _, open, healed := s.n.path(s.from, s.to); !open && !s.refused {
 			s.wait(healed, s.readBy)
 			continue
 		}

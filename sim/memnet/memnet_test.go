@@ -143,3 +143,33 @@ func TestWindowBlocksTheWriter(t *testing.T) {
 		}
 	})
 }
+
+// A closed end broke the writer at once and the reader only once a cut healed: gRPC tried
+// to write without a pause, and the bubble's time stood still.
+func TestCloseIsHeardByReaderAndWriter(t *testing.T) {
+	bubble(t, func(t *testing.T, n *Network) {
+		client, server := pair(t, n)
+		n.Cut("10.0.0.2", "10.0.0.1")
+		if _, err := server.Write([]byte("last")); err != nil {
+			t.Fatal(err)
+		}
+		server.Close()
+		for range 2 * window / 1024 { // more than fits: it goes nowhere, and waits for nothing
+			if _, err := client.Write(make([]byte, 1024)); err != nil {
+				t.Fatalf("a write behind a cut heard of the other end: %v", err)
+			}
+		}
+		n.Heal()
+		if _, err := client.Write([]byte("x")); !errors.Is(err, syscall.EPIPE) {
+			t.Errorf("write to a closed reader: %v", err)
+		}
+		n.Cut("10.0.0.2", "10.0.0.1")
+		buf := make([]byte, 8)
+		if k, err := client.Read(buf); err != nil || string(buf[:k]) != "last" {
+			t.Errorf("read %q, %v", buf[:k], err)
+		}
+		if _, err := client.Read(buf); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("read after a failed write: %v", err)
+		}
+	})
+}
