@@ -1,7 +1,10 @@
 package orch
 
 import (
+	"bytes"
+
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
@@ -44,16 +47,32 @@ func sameEndpoint(a, b *api.EndpointSpec) bool {
 	return proto.Equal(a, b)
 }
 
-// sameTask compares task specs, without the pull options and the placement if told so.
+// sameTask compares task specs, without the pull options and the placement if told so. It
+// copies neither: it is asked about every task of another revision at every decision.
 func sameTask(a, b *api.TaskSpec, anyPull, anyPlacement bool) bool {
-	a, b = model.Clone(a), model.Clone(b)
-	for _, t := range [...]*api.TaskSpec{a, b} {
-		if c := t.GetContainer(); c != nil && anyPull {
-			c.PullOptions = nil
+	if proto.Equal(a, b) {
+		return true
+	}
+	return equalBut(a.ProtoReflect(), b.ProtoReflect(), func(name protoreflect.Name) bool {
+		return name == "container" && anyPull || name == "placement" && anyPlacement
+	}) && (!anyPull || (a.GetContainer() != nil) == (b.GetContainer() != nil) &&
+		equalBut(a.GetContainer().ProtoReflect(), b.GetContainer().ProtoReflect(), func(name protoreflect.Name) bool {
+			return name == "pull_options"
+		}))
+}
+
+// equalBut compares messages of one type without some fields. None is as an empty one.
+func equalBut(a, b protoreflect.Message, omit func(protoreflect.Name) bool) bool {
+	fields := a.Descriptor().Fields()
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		if omit(f.Name()) {
+			continue
 		}
-		if t != nil && anyPlacement {
-			t.Placement = nil
+		has := a.Has(f)
+		if has != b.Has(f) || has && !a.Get(f).Equal(b.Get(f)) {
+			return false
 		}
 	}
-	return proto.Equal(a, b)
+	return bytes.Equal(a.GetUnknown(), b.GetUnknown())
 }

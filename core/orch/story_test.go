@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"pgregory.net/rapid"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
@@ -51,12 +52,11 @@ func TestStories(t *testing.T) {
 // tell runs a script and returns it with its outcomes.
 func tell(t *testing.T, text string) string {
 	t.Helper()
-	s := &story{T: t}
-	s.world = newWorld(func(format string, args ...any) {
+	s := newStory(t)
+	s.broken = func(format string, args ...any) {
 		t.Helper()
 		t.Fatalf("line %d: %s\n%s", s.line, fmt.Sprintf(format, args...), strings.Join(s.events, "\n"))
-	})
-	s.start = s.now
+	}
 	var out []string
 	for i, line := range strings.Split(text, "\n") {
 		s.line = i + 1
@@ -78,10 +78,16 @@ func tell(t *testing.T, text string) string {
 }
 
 type story struct {
-	*testing.T
+	rapid.TB
 	*world
+
 	start time.Time
 	line  int
+}
+
+func newStory(t rapid.TB) *story {
+	w := newWorld(nil)
+	return &story{TB: t, world: w, start: w.now}
 }
 
 // run executes one command.
@@ -104,6 +110,8 @@ func (s *story) run(words []string) {
 		s.cluster.Spec = &api.ClusterSpec{
 			Orchestration: &api.OrchestrationConfig{TaskHistoryRetentionLimit: int64(s.number(args[0]))},
 		}
+	case "limit":
+		s.limit = int(s.number(args[0]))
 	case "service":
 		service := &api.Service{Spec: &api.ServiceSpec{
 			Annotations: &api.Annotations{Name: serviceID},

@@ -231,8 +231,9 @@ func (w *work) advance(slots, dirty []*slot) {
 		if free <= 0 && !done {
 			continue
 		}
-		if done || !w.startFirst() {
-			for _, i := range s.live() {
+		serving := s.serving()
+		for _, i := range s.live() {
+			if done || !w.startFirst() || i != serving {
 				w.desire(i, api.TaskState_SHUTDOWN)
 			}
 		}
@@ -241,6 +242,19 @@ func (w *work) advance(slots, dirty []*slot) {
 			w.create(s)
 		}
 	}
+}
+
+// serving returns the live task of a slot that has come furthest. A new one that starts
+// first has only that one beside it, and no leftovers of updates that were overtaken.
+func (s *slot) serving() *item {
+	var best *item
+	for _, i := range s.live() {
+		if state := i.GetStatus().GetState(); state <= api.TaskState_RUNNING &&
+			(best == nil || state > best.GetStatus().GetState()) {
+			best = i
+		}
+	}
+	return best
 }
 
 // busy reports whether a slot's update is under way: its new task has neither started

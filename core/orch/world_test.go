@@ -128,7 +128,11 @@ func (w *world) view() View {
 
 // decide asks the deciders until they want nothing more now.
 func (w *world) decide() {
-	for range 50 {
+	rounds := 50
+	if w.limit > 0 {
+		rounds = 1000
+	}
+	for range rounds {
 		w.decideNodes()
 		before := w.state()
 		plan := Decide(w.view(), w.now)
@@ -515,8 +519,14 @@ func (w *world) checkPlan(p model.Plan) {
 			}
 		}
 	}
-	if most := w.parallelism(p); began > 0 && began+w.underWay() > most {
-		w.broken("%d updates began with %d under way, at most %d may", began, w.underWay(), most)
+	// Nodes that have none of the tasks are no reason, but for the global modes.
+	v = w.view()
+	maps.Copy(v.Nodes, w.nodes)
+	if again := Decide(v, w.now); !samePlan(p, again) {
+		w.broken("with all nodes in view\n%v\nand without\n%v", again, p)
+	}
+	if most := w.parallelism(p); began > 0 && began+w.underWay(p) > most {
+		w.broken("%d updates began with %d under way, at most %d may", began, w.underWay(p), most)
 	}
 }
 
@@ -559,11 +569,16 @@ func (w *world) parallelism(p model.Plan) int {
 }
 
 // underWay counts the slots whose task of the current update has neither started nor
-// failed.
-func (w *world) underWay() int {
-	under := make(map[string]bool)
+// failed, but for those that a plan gives up.
+func (w *world) underWay(p model.Plan) int {
+	under, given := make(map[string]bool), make(map[string]bool)
+	for _, c := range p.Changes {
+		if t, ok := c.Object.(*api.Task); ok && t.GetDesiredState() >= api.TaskState_REMOVE {
+			given[t.GetId()] = true
+		}
+	}
 	for _, t := range w.tasks {
-		if t.GetDesiredState() >= api.TaskState_REMOVE || t.GetSpecVersion().GetIndex() != w.service.GetSpecVersion().GetIndex() ||
+		if given[t.GetId()] || t.GetDesiredState() >= api.TaskState_REMOVE || t.GetSpecVersion().GetIndex() != w.service.GetSpecVersion().GetIndex() ||
 			created(t).Before(w.service.GetUpdateStatus().GetStartedAt().AsTime()) {
 			continue
 		}
@@ -585,7 +600,7 @@ func (w *world) underWay() int {
 func (w *world) checkTasks() {
 	if w.service == nil {
 		for _, t := range w.tasks {
-			if t.GetDesiredState() != api.TaskState_REMOVE || model.Terminal(t.GetStatus().GetState()) {
+			if w.limit == 0 && (t.GetDesiredState() != api.TaskState_REMOVE || model.Terminal(t.GetStatus().GetState())) {
 				w.broken("kept for a removed service: %v", t)
 			}
 		}
@@ -617,7 +632,7 @@ func (w *world) checkTasks() {
 	if r := w.service.GetSpec().GetReplicated(); r != nil && uint64(len(live)) > r.GetReplicas() && w.limit == 0 {
 		w.broken("%d slots are live, want %d", len(live), r.GetReplicas())
 	}
-	if j := w.service.GetSpec().GetReplicatedJob(); j != nil && uint64(len(live)) > max(1, j.GetMaxConcurrent()) {
+	if j := w.service.GetSpec().GetReplicatedJob(); j != nil && uint64(len(live)) > max(1, j.GetMaxConcurrent()) && w.limit == 0 {
 		w.broken("%d slots of the job are live, want %d", len(live), j.GetMaxConcurrent())
 	}
 }

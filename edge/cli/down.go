@@ -105,12 +105,12 @@ func (a *app) clear(ctx context.Context, dataRoot, execRoot string, keep bool) e
 		a.say("no node is up here: %s does not exist, and %s is empty", recordFile(dataRoot), execRoot)
 		return nil
 	}
-	running, err := process.Select(func(e process.Entry) bool { return daemonOf(e, dataRoot) })
+	running, err := process.Select(func(e process.Entry) bool { return daemonOf(e, dataRoot, execRoot) })
 	if err != nil {
 		return err
 	}
 	if len(running) > 0 {
-		return fmt.Errorf("process %d is a daemon that `skep up` did not start: stop it first", running[0].PID)
+		return fmt.Errorf("process %d is a daemon that `skep up` did not start with these directories: stop it first, or give those that `skep up` was given", running[0].PID)
 	}
 	a.say("removing what a daemon left in %s", execRoot)
 	if err := cleanUp(ctx, installed{DataRoot: dataRoot, ExecRoot: execRoot, CgroupParent: DefaultCgroupParent}); err != nil || keep {
@@ -119,17 +119,26 @@ func (a *app) clear(ctx context.Context, dataRoot, execRoot string, keep bool) e
 	return emptyDir(dataRoot)
 }
 
-// daemonOf reports whether a process is the daemon of a data directory.
-func daemonOf(e process.Entry, dataRoot string) bool {
+// daemonOf reports whether a process is a daemon that works in one of two directories:
+// somebody else's data with this exec directory is a daemon that must not be swept away.
+func daemonOf(e process.Entry, dataRoot, execRoot string) bool {
 	if len(e.Args) < 2 || filepath.Base(e.Args[0]) != "skep" || !slices.Contains(e.Args, "daemon") {
 		return false
 	}
-	for i, arg := range e.Args {
-		if arg == "--data-root="+dataRoot || arg == "--data-root" && i+1 < len(e.Args) && e.Args[i+1] == dataRoot {
-			return true
+	return flagOf(e.Args, "--data-root", DefaultDataRoot) == dataRoot || flagOf(e.Args, "--exec-root", DefaultExecRoot) == execRoot
+}
+
+// flagOf returns the value of a flag among arguments.
+func flagOf(given []string, flag, otherwise string) string {
+	for i, arg := range given {
+		if value, ok := strings.CutPrefix(arg, flag+"="); ok {
+			return value
+		}
+		if arg == flag && i+1 < len(given) {
+			return given[i+1]
 		}
 	}
-	return dataRoot == DefaultDataRoot && !slices.ContainsFunc(e.Args, func(arg string) bool { return strings.HasPrefix(arg, "--data-root") })
+	return otherwise
 }
 
 // leave takes the node out of its swarm, if it runs and is in one.

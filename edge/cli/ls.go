@@ -33,6 +33,9 @@ func (a *app) lsCommand() *cobra.Command {
 			if a.json {
 				return a.printJSON(list.Items)
 			}
+			if len(list.Items) == 0 && len(given) == 1 {
+				return fmt.Errorf("there is no stack %s: `skep ls` lists all services", given[0])
+			}
 			if len(list.Items) == 0 {
 				a.say("no services: deploy some with `skep deploy compose.yaml`")
 				return nil

@@ -253,3 +253,24 @@ func TestConvergeKeepsWatchingThroughALeaderChange(t *testing.T) {
 		t.Fatalf("%v %+v", err, w)
 	}
 }
+
+// TestDaemonOf: a daemon is found by either of its directories.
+func TestDaemonOf(t *testing.T) {
+	for line, want := range map[string]bool{
+		"/bin/skep daemon --data-root=/d --exec-root=/x":    true,
+		"/bin/skep daemon --data-root /d --exec-root /o":    true,
+		"/bin/skep daemon --data-root /o --exec-root /x":    true,
+		"/bin/skep daemon --exec-root=/x":                   true,
+		"/bin/skep daemon --data-root=/d2 --exec-root=/x/y": false,
+		"/bin/skep daemon":                 false,
+		"/bin/skep down --data-root=/d":    false,
+		"/bin/other daemon --data-root=/d": false,
+	} {
+		if got := daemonOf(process.Entry{Args: strings.Fields(line)}, "/d", "/x"); got != want {
+			t.Errorf("%s: %v", line, got)
+		}
+	}
+	if !daemonOf(process.Entry{Args: []string{"skep", "daemon"}}, DefaultDataRoot, "/x") {
+		t.Error("a daemon with the default directories is not found")
+	}
+}
