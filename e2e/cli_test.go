@@ -232,7 +232,7 @@ func answers(t *testing.T, m *machine) {
 func looking(t *testing.T, m *machine) {
 	m.skep(t, "ls").says(t, "hello_ticker   replicated   2/2", "hello_web      replicated   1/1", "its node:8080->8080/tcp")
 	m.onTerminal(t, "ls", "hello").says(t, "hello_web      replicated   1/1")
-	m.skep(t, "ps", "hello_web").says(t, "hello_web.1 ", "running   running")
+	m.skep(t, "ps", "hello_web").says(t, "hello_web.1 ", "running   "+"running")
 	m.skep(t, "nodes").says(t, "leader   ready   active         127.0.0.1")
 	m.onTerminal(t, "status").says(t, "hello_ticker   replicated   2/2", "Nothing is wrong.\r\n")
 	m.skep(t, "explain", "hello_web").says(t, "running, wanted running")

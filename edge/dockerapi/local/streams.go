@@ -104,9 +104,18 @@ func (a *API) attachContainer(w http.ResponseWriter, r *http.Request) error {
 	defer cancel()
 	stdio.detached = cancel
 	if err := a.engine.Attach(ctx, c.ID, stdio.Stdio); err != nil && ctx.Err() == nil {
-		_, _ = io.WriteString(conn, err.Error()+"\r\n")
+		lastWords(conn, c.Config.Tty, err)
 	}
 	return nil
+}
+
+// lastWords tells an error to a client whose connection is a stream by now.
+func lastWords(conn *httpapi.Conn, tty bool, err error) {
+	var to io.Writer = conn
+	if !tty {
+		to = httpapi.Frames(conn, httpapi.Stderr)
+	}
+	_, _ = io.WriteString(to, err.Error()+"\r\n") // the client may have gone
 }
 
 // hijacked is the streams of a connection that was taken over.
@@ -196,7 +205,7 @@ func (a *API) startExec(w http.ResponseWriter, r *http.Request) error {
 		stdio.Stdout = io.Discard // not detached, so wait for the end
 	}
 	if err := a.engine.ExecStart(ctx, id, stdio.Stdio); err != nil && ctx.Err() == nil {
-		_, _ = io.WriteString(conn, err.Error()+"\r\n")
+		lastWords(conn, tty, err)
 	}
 	return nil
 }

@@ -349,6 +349,9 @@ func (e *Engine) execSpec(x *execRecord, s saved) (*specs.Process, error) {
 		Capabilities: caps.spec(user.UID != 0), NoNewPrivileges: sec.noNewPrivileges,
 		Rlimits: rlimits(s.Host), OOMScoreAdj: oomScore(s.Host.OomScoreAdj),
 	}
+	if size := x.req.ConsoleSize; x.req.Tty && size != nil && size[0] > 0 {
+		p.ConsoleSize = &specs.Box{Height: size[0], Width: size[1]}
+	}
 	return p, nil
 }
 
