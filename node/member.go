@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/control/manager"
@@ -131,11 +133,37 @@ func (m *member) runRoles(ctx context.Context) error {
 				return nil
 			case <-m.role:
 			}
+		case m.joinsLater(err):
+			m.cfg.Log.Warn("not a manager yet, trying again", slog.Any("error", err))
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-m.role:
+			case <-time.After(joinAgainAfter):
+			}
 		case err != nil:
 			return fmt.Errorf("manager stopped: %w", err)
 		}
 	}
 	return nil
+}
+
+// joinAgainAfter is the pause of a promoted node that reached no manager to join.
+const joinAgainAfter = time.Second
+
+// joinsLater reports whether a manager ended before it had joined the others, for a reason
+// that may pass, on a node that is in the swarm already.
+func (m *member) joinsLater(err error) bool {
+	code := status.Code(err)
+	if code != codes.Unavailable && code != codes.DeadlineExceeded || m.hasRaft() || m.founding != nil {
+		return false
+	}
+	select {
+	case <-m.joined:
+		return true
+	default:
+		return false
+	}
 }
 
 // runManager runs the manager until the certificate says otherwise, which returns nil.
