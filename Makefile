@@ -54,11 +54,11 @@ tidy: ## check that go.mod is tidy
 	@$(GO) mod tidy -diff >/dev/null || { echo "go.mod is not tidy: run go mod tidy"; exit 1; }
 
 .PHONY: unit
-unit: ## unit, property and golden tests
+unit: build ## unit, property, golden and simulation tests
 	$(GO) test -timeout 15m $$($(GO) list ./... | grep -v -e /e2e -e /bench)
 
 .PHONY: race
-race: ## unit tests under the race detector (needs cgo)
+race: build ## unit tests under the race detector (needs cgo)
 	CGO_ENABLED=1 $(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v -e /e2e -e /bench)
 
 .PHONY: e2e

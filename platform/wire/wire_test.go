@@ -139,6 +139,7 @@ func register(s *grpc.Server, r *rig) {
 	api.RegisterControlServer(s, api.UnimplementedControlServer{})
 	api.RegisterWatchServer(s, api.UnimplementedWatchServer{})
 	skepv1.RegisterInsightServer(s, skepv1.UnimplementedInsightServer{})
+	skepv1.RegisterNetworksServer(s, skepv1.UnimplementedNetworksServer{})
 }
 
 type noting struct {
@@ -219,6 +220,7 @@ func TestEveryMethodByRole(t *testing.T) {
 	}
 	workers := []string{
 		"/docker.swarmkit.v1.Dispatcher/", "/docker.swarmkit.v1.ResourceAllocator/", "/docker.swarmkit.v1.LogBroker/",
+		"/skep.v1.Networks/",
 	}
 	within := func(name string, prefixes []string) bool {
 		for _, p := range prefixes {

@@ -33,6 +33,9 @@ func TestCgroup2(t *testing.T) {
 		t.Skipf("cannot mount a cgroup2 hierarchy here: %s", out)
 	}
 	text := string(out)
+	if err == nil && strings.Contains(text, "--- SKIP: TestConformance") {
+		t.Skipf("the conformance suite does not run here: %s", text)
+	}
 	if err != nil || !strings.Contains(text, "--- PASS: TestConformance") || !strings.Contains(text, "--- PASS: TestOnCgroup2") {
 		t.Errorf("%v\n%s", err, text)
 	}
