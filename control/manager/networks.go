@@ -52,7 +52,7 @@ func (n *networking) note(e model.Event, s *store.Snapshot) {
 		n.networks.push(e.ID())
 		old, _ := e.Old.(*api.Network)
 		updated, _ := e.New.(*api.Network)
-		if alloc.Ingress(old) || alloc.Ingress(updated) {
+		if model.Ingress(old) || model.Ingress(updated) {
 			for node := range s.Nodes() {
 				n.nodes.push(node.GetId())
 			}

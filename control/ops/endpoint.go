@@ -2,7 +2,6 @@ package ops
 
 import (
 	"github.com/skep-dev/skep/api"
-	"github.com/skep-dev/skep/core/alloc"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
 )
@@ -106,7 +105,7 @@ func checkNetworks(s *store.Snapshot, spec *api.ServiceSpec) error {
 		}
 		name := n.GetSpec().GetAnnotations().GetName()
 		switch host := isPredefined(n) && n.GetSpec().GetDriverConfig().GetName() == "host"; {
-		case alloc.Ingress(n):
+		case model.Ingress(n):
 			return invalid("Service cannot be explicitly attached to the ingress network %q", name)
 		case host && len(networksOf(spec)) > 1:
 			return invalid("a service on the host network has the network of its node and cannot be attached to others")

@@ -89,7 +89,7 @@ func byInterest(a, b *api.Task) int {
 
 func explain(s *store.Snapshot, t *api.Task) *skepv1.TaskExplanation {
 	return &skepv1.TaskExplanation{
-		TaskId: t.GetId(), Name: TaskName(t), NodeId: t.GetNodeId(), NodeName: s.Node(t.GetNodeId()).GetDescription().GetHostname(),
+		TaskId: t.GetId(), Name: model.TaskName(t), NodeId: t.GetNodeId(), NodeName: s.Node(t.GetNodeId()).GetDescription().GetHostname(),
 		State: model.StateName(t.GetStatus().GetState()), DesiredState: model.StateName(t.GetDesiredState()),
 		Message: t.GetStatus().GetMessage(), Error: t.GetStatus().GetErr(), Since: t.GetStatus().GetTimestamp(),
 	}
@@ -122,7 +122,7 @@ func target(s *store.Snapshot, typed string) (*api.Service, *api.Task, error) {
 	}
 	var tasks []*api.Task
 	for t := range s.Tasks() {
-		name := TaskName(t)
+		name := model.TaskName(t)
 		if strings.HasPrefix(t.GetId(), typed) || name == typed || strings.TrimSuffix(name, "."+t.GetId()) == typed && t.GetDesiredState() <= api.TaskState_COMPLETE {
 			tasks = append(tasks, t)
 		}

@@ -20,7 +20,7 @@ func isPredefined(n *api.Network) bool {
 
 func ingressNetwork(s *store.Snapshot) *api.Network {
 	for n := range s.Networks() {
-		if alloc.Ingress(n) {
+		if model.Ingress(n) {
 			return n
 		}
 	}
@@ -75,7 +75,7 @@ func (o *Ops) CreateNetwork(ctx context.Context, req *api.CreateNetworkRequest) 
 	}
 	n := &api.Network{Id: id, Spec: spec}
 	err = o.update(ctx, func(tx *store.Tx) error {
-		if other := ingressNetwork(tx.Snapshot()); other != nil && alloc.Ingress(n) {
+		if other := ingressNetwork(tx.Snapshot()); other != nil && model.Ingress(n) {
 			return model.Errorf(model.Exists, "ingress network (%s) is already present", other.GetId())
 		}
 		if tx.Snapshot().IDByName(model.Networks, spec.GetAnnotations().GetName()) != "" {
@@ -169,7 +169,7 @@ func checkNetworkUnused(s *store.Snapshot, n *api.Network) error {
 		return model.Errorf(model.Precondition, "network %s (%s) is a swarm predefined network and cannot be removed", n.GetSpec().GetAnnotations().GetName(), n.GetId())
 	}
 	for service := range s.Services() {
-		if alloc.Ingress(n) && publishesIngress(service.GetSpec()) {
+		if model.Ingress(n) && publishesIngress(service.GetSpec()) {
 			return model.Errorf(model.Precondition, "ingress network cannot be removed because service %s depends on it", service.GetId())
 		}
 		for _, a := range networksOf(service.GetSpec()) {

@@ -2,26 +2,12 @@ package ops
 
 import (
 	"context"
-	"strconv"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/orch"
 	"github.com/skep-dev/skep/core/store"
 )
-
-// TaskName returns the name of a task: "service.slot.id", "service.node.id" for
-// tasks without slot.
-func TaskName(t *api.Task) string {
-	if name := t.GetAnnotations().GetName(); name != "" {
-		return name
-	}
-	place := t.GetNodeId()
-	if t.GetSlot() != 0 {
-		place = strconv.FormatUint(t.GetSlot(), 10)
-	}
-	return t.GetServiceAnnotations().GetName() + "." + place + "." + t.GetId()
-}
 
 // GetTask returns a task.
 func (o *Ops) GetTask(_ context.Context, req *api.GetTaskRequest) (*api.GetTaskResponse, error) {
@@ -41,7 +27,7 @@ func (o *Ops) ListTasks(_ context.Context, req *api.ListTasksRequest) (*api.List
 	s := o.state.View()
 	resp := new(api.ListTasksResponse)
 	for t := range candidates(s, f) {
-		name := TaskName(t)
+		name := model.TaskName(t)
 		if within(name, f.GetNames()) && begins(name, f.GetNamePrefixes()) && begins(t.GetId(), f.GetIdPrefixes()) &&
 			labelled(t.GetServiceAnnotations().GetLabels(), f.GetLabels()) &&
 			within(t.GetServiceId(), f.GetServiceIds()) && within(t.GetNodeId(), f.GetNodeIds()) &&

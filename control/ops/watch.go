@@ -220,7 +220,7 @@ func nameOf(object model.Object) string {
 	case *api.Network:
 		return o.GetSpec().GetAnnotations().GetName()
 	case *api.Task:
-		return TaskName(o)
+		return model.TaskName(o)
 	case *api.Cluster:
 		return o.GetSpec().GetAnnotations().GetName()
 	case *api.Secret:

@@ -48,13 +48,6 @@ func Predefined(n *api.Network) *api.Network {
 	return n
 }
 
-// Ingress reports whether a network is the routing mesh's.
-func Ingress(n *api.Network) bool {
-	a := n.GetSpec().GetAnnotations()
-	_, internal := a.GetLabels()["com.docker.swarm.internal"]
-	return n.GetSpec().GetIngress() || internal && a.GetName() == "ingress"
-}
-
 // allocated reports whether a network has what it needs.
 func allocated(n *api.Network) bool {
 	return n.GetDriverState() != nil && n.GetIpam().GetDriver() != nil
@@ -94,7 +87,7 @@ func (s *State) setNetwork(id string, stored *api.Network) {
 		n.failed = before.failed
 	}
 	s.networks[id], s.byName[strings.ToLower(nameOf(stored))] = n, id
-	if Ingress(stored) {
+	if model.Ingress(stored) {
 		s.ingress = id
 	}
 	if allocated(stored) {

@@ -112,15 +112,3 @@ func Ended(exitCode int, unhealthy bool) (api.TaskState, string) {
 func Replaces(known, update *api.Task) bool {
 	return update.GetDesiredState() >= known.GetDesiredState()
 }
-
-// TaskName returns the name of a task's container.
-func TaskName(t *api.Task) string {
-	if name := t.GetAnnotations().GetName(); name != "" {
-		return name
-	}
-	slot := t.GetNodeId()
-	if t.GetSlot() != 0 {
-		slot = fmt.Sprint(t.GetSlot())
-	}
-	return fmt.Sprintf("%s.%s.%s", t.GetServiceAnnotations().GetName(), slot, t.GetId())
-}

@@ -148,16 +148,3 @@ func TestReplaces(t *testing.T) {
 		}
 	}
 }
-
-func TestTaskName(t *testing.T) {
-	service := &api.Annotations{Name: "web"}
-	for want, task := range map[string]*api.Task{
-		"web.3.id":    {Id: "id", Slot: 3, NodeId: "node", ServiceAnnotations: service},
-		"web.node.id": {Id: "id", NodeId: "node", ServiceAnnotations: service},
-		"own":         {Id: "id", Slot: 3, ServiceAnnotations: service, Annotations: &api.Annotations{Name: "own"}},
-	} {
-		if got := TaskName(task); got != want {
-			t.Errorf("%s, want %s", got, want)
-		}
-	}
-}

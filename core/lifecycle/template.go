@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/model"
 )
 
 // TemplateNode is what templates may say about the node.
@@ -92,7 +93,7 @@ func Expand(task *api.Task, node TemplateNode) (*api.ContainerSpec, error) {
 	data.Service.ID, data.Service.Name = task.GetServiceId(), task.GetServiceAnnotations().GetName()
 	data.Service.Labels = task.GetServiceAnnotations().GetLabels()
 	data.Node = node
-	data.Task.ID, data.Task.Name, data.Task.Slot = task.GetId(), TaskName(task), node.ID
+	data.Task.ID, data.Task.Name, data.Task.Slot = task.GetId(), model.TaskName(task), node.ID
 	if task.GetSlot() != 0 {
 		data.Task.Slot = fmt.Sprint(task.GetSlot())
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/model"
 )
 
 // DataAddrLabel is the engine label by which a node tells the address that its encapsulated
@@ -24,13 +25,6 @@ const (
 // overlay reports whether a network spans nodes.
 func overlay(n *api.Network) bool { return n.GetDriverState().GetName() == "overlay" }
 
-// isIngress reports whether a network is the routing mesh's.
-func isIngress(n *api.Network) bool {
-	a := n.GetSpec().GetAnnotations()
-	_, internal := a.GetLabels()["com.docker.swarm.internal"]
-	return n.GetSpec().GetIngress() || internal && a.GetName() == "ingress"
-}
-
 // networkRecord is what nodes know of a network. Its IPv4 subnets carry the VXLAN
 // identifiers of the driver state, in order.
 func networkRecord(n *api.Network) *skepv1.OverlayNetwork {
@@ -38,7 +32,7 @@ func networkRecord(n *api.Network) *skepv1.OverlayNetwork {
 	_, encrypted := options[encryptedOption]
 	r := &skepv1.OverlayNetwork{
 		Id: n.GetId(), Name: n.GetSpec().GetAnnotations().GetName(), Internal: n.GetSpec().GetInternal(),
-		Ingress: isIngress(n), Attachable: n.GetSpec().GetAttachable(), Encrypted: encrypted,
+		Ingress: model.Ingress(n), Attachable: n.GetSpec().GetAttachable(), Encrypted: encrypted,
 	}
 	if mtu, err := strconv.ParseUint(options[mtuOption], 10, 16); err == nil {
 		r.Mtu = uint32(mtu)
@@ -68,18 +62,6 @@ func routable(t *api.Task) bool {
 	return t.GetStatus().GetState() == api.TaskState_RUNNING && t.GetDesiredState() <= api.TaskState_RUNNING
 }
 
-// taskName is the name of the task's container.
-func taskName(t *api.Task) string {
-	if name := t.GetAnnotations().GetName(); name != "" {
-		return name
-	}
-	slot := t.GetNodeId()
-	if t.GetSlot() != 0 {
-		slot = strconv.FormatUint(t.GetSlot(), 10)
-	}
-	return t.GetServiceAnnotations().GetName() + "." + slot + "." + t.GetId()
-}
-
 // endpoints are the records of a task, by network.
 func endpoints(t *api.Task, n *node) map[string]*skepv1.OverlayEndpoint {
 	if !here(t) {
@@ -92,7 +74,7 @@ func endpoints(t *api.Task, n *node) map[string]*skepv1.OverlayEndpoint {
 		}
 		out[a.GetNetwork().GetId()] = &skepv1.OverlayEndpoint{
 			Key:       &skepv1.EndpointKey{NetworkId: a.GetNetwork().GetId(), TaskId: t.GetId()},
-			ServiceId: t.GetServiceId(), Name: taskName(t), NodeId: t.GetNodeId(), NodeAddr: n.addr(),
+			ServiceId: t.GetServiceId(), Name: model.TaskName(t), NodeId: t.GetNodeId(), NodeAddr: n.addr(),
 			Addresses: a.GetAddresses(), Aliases: a.GetAliases(), Routable: routable(t) && n.alive(),
 		}
 	}
@@ -158,7 +140,7 @@ func meshAttachments(n *api.Node) []*api.NetworkAttachment {
 		attachments = append(slices.Clip(attachments), n.GetAttachment()) //nolint:staticcheck // as above
 	}
 	return slices.DeleteFunc(slices.Clone(attachments), func(a *api.NetworkAttachment) bool {
-		return !isIngress(a.GetNetwork()) || len(a.GetAddresses()) == 0
+		return !model.Ingress(a.GetNetwork()) || len(a.GetAddresses()) == 0
 	})
 }
 

@@ -98,7 +98,7 @@ func (w *worker) convert(task *api.Task) (*runtime.CreateOptions, error) {
 	if host.Mounts, err = mounts(spec.GetMounts()); err != nil {
 		return nil, err
 	}
-	return &runtime.CreateOptions{Name: lifecycle.TaskName(task), Config: config, HostConfig: host, Networking: networking, Files: files}, nil
+	return &runtime.CreateOptions{Name: model.TaskName(task), Config: config, HostConfig: host, Networking: networking, Files: files}, nil
 }
 
 // labels returns the container's labels; those of the system win.
@@ -108,7 +108,7 @@ func (w *worker) labels(task *api.Task, spec *api.ContainerSpec) map[string]stri
 		labels = map[string]string{}
 	}
 	maps.Copy(labels, map[string]string{
-		labelTask: "", labelTaskID: task.GetId(), labelTaskName: lifecycle.TaskName(task), labelNodeID: w.cfg.NodeID,
+		labelTask: "", labelTaskID: task.GetId(), labelTaskName: model.TaskName(task), labelNodeID: w.cfg.NodeID,
 		labelServiceID: task.GetServiceId(), labelServiceName: task.GetServiceAnnotations().GetName(),
 	})
 	return labels

@@ -203,7 +203,7 @@ func (m *managed) slot(ctx context.Context, slots chan struct{}) (release func()
 func (m *managed) find(ctx context.Context, task *api.Task) (*container.InspectResponse, error) {
 	id := task.GetStatus().GetContainer().GetContainerId()
 	if id == "" {
-		id = lifecycle.TaskName(task)
+		id = model.TaskName(task)
 	}
 	c, err := m.w.cfg.Engine.Inspect(ctx, id)
 	if model.KindOf(err) == model.NotFound {

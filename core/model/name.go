@@ -1,0 +1,28 @@
+package model
+
+import (
+	"strconv"
+
+	"github.com/skep-dev/skep/api"
+)
+
+// TaskName returns the name of a task and of its container: "service.slot.id", or
+// "service.node.id" for a task without slot.
+func TaskName(t *api.Task) string {
+	if name := t.GetAnnotations().GetName(); name != "" {
+		return name
+	}
+	place := t.GetNodeId()
+	if t.GetSlot() != 0 {
+		place = strconv.FormatUint(t.GetSlot(), 10)
+	}
+	return t.GetServiceAnnotations().GetName() + "." + place + "." + t.GetId()
+}
+
+// Ingress reports whether a network is the routing mesh's, marked as new managers do or by
+// the label of old ones.
+func Ingress(n *api.Network) bool {
+	a := n.GetSpec().GetAnnotations()
+	_, internal := a.GetLabels()["com.docker.swarm.internal"]
+	return n.GetSpec().GetIngress() || internal && a.GetName() == "ingress"
+}
