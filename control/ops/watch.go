@@ -215,25 +215,9 @@ func nameOf(object model.Object) string {
 	switch o := object.(type) {
 	case *api.Node:
 		return o.GetDescription().GetHostname()
-	case *api.Service:
-		return o.GetSpec().GetAnnotations().GetName()
-	case *api.Network:
-		return o.GetSpec().GetAnnotations().GetName()
 	case *api.Task:
 		return model.TaskName(o)
-	case *api.Cluster:
-		return o.GetSpec().GetAnnotations().GetName()
-	case *api.Secret:
-		return o.GetSpec().GetAnnotations().GetName()
-	case *api.Config:
-		return o.GetSpec().GetAnnotations().GetName()
-	case *api.Volume:
-		return o.GetSpec().GetAnnotations().GetName()
-	case *api.Resource:
-		return o.GetAnnotations().GetName()
-	case *api.Extension:
-		return o.GetAnnotations().GetName()
 	default:
-		return ""
+		return model.NameOf(o)
 	}
 }

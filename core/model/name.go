@@ -26,3 +26,28 @@ func Ingress(n *api.Network) bool {
 	_, internal := a.GetLabels()["com.docker.swarm.internal"]
 	return n.GetSpec().GetIngress() || internal && a.GetName() == "ingress"
 }
+
+// NameOf returns the name that people gave an object and that must be unique in its table,
+// or "" for nodes and tasks.
+func NameOf(o Object) string {
+	switch o := o.(type) {
+	case *api.Service:
+		return o.GetSpec().GetAnnotations().GetName()
+	case *api.Network:
+		return o.GetSpec().GetAnnotations().GetName()
+	case *api.Cluster:
+		return o.GetSpec().GetAnnotations().GetName()
+	case *api.Secret:
+		return o.GetSpec().GetAnnotations().GetName()
+	case *api.Config:
+		return o.GetSpec().GetAnnotations().GetName()
+	case *api.Volume:
+		return o.GetSpec().GetAnnotations().GetName()
+	case *api.Resource:
+		return o.GetAnnotations().GetName()
+	case *api.Extension:
+		return o.GetAnnotations().GetName()
+	default:
+		return ""
+	}
+}

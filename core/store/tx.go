@@ -123,7 +123,7 @@ func (tx *Tx) Apply(changes []model.Change) error {
 }
 
 func (tx *Tx) checkName(table model.Table, o model.Object) error {
-	name := nameOf(o)
+	name := model.NameOf(o)
 	if name == "" {
 		return nil
 	}
@@ -191,7 +191,7 @@ func (s *Snapshot) put(table model.Table, old, updated model.Object) {
 	} else {
 		s.tables[table].set(updated.GetId(), updated)
 	}
-	if before, after := strings.ToLower(nameOf(old)), strings.ToLower(nameOf(updated)); before != after {
+	if before, after := strings.ToLower(model.NameOf(old)), strings.ToLower(model.NameOf(updated)); before != after {
 		move(&s.names[table], before, after, idOf(updated))
 	}
 	switch table {
@@ -240,30 +240,6 @@ func taskKey(owner string, task *api.Task) string {
 		return ""
 	}
 	return owner + "\x00" + task.GetId()
-}
-
-// nameOf returns the name that must be unique in the object's table, or "".
-func nameOf(o model.Object) string {
-	switch o := o.(type) {
-	case *api.Service:
-		return o.GetSpec().GetAnnotations().GetName()
-	case *api.Network:
-		return o.GetSpec().GetAnnotations().GetName()
-	case *api.Cluster:
-		return o.GetSpec().GetAnnotations().GetName()
-	case *api.Secret:
-		return o.GetSpec().GetAnnotations().GetName()
-	case *api.Config:
-		return o.GetSpec().GetAnnotations().GetName()
-	case *api.Volume:
-		return o.GetSpec().GetAnnotations().GetName()
-	case *api.Resource:
-		return o.GetAnnotations().GetName()
-	case *api.Extension:
-		return o.GetAnnotations().GetName()
-	default:
-		return ""
-	}
 }
 
 func setMeta(o model.Object, meta *api.Meta) {

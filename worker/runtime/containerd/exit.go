@@ -177,8 +177,7 @@ func (e *Engine) ended(c *record, x shim.Exit) error {
 		c.Health = &h
 	}
 	c.ready = make(chan struct{})
-	next := c.next
-	c.next = nil
+	waiting := c.waiters.Exited()
 	exited := c.exited
 	c.exited = nil
 	s := c.saved
@@ -194,9 +193,7 @@ func (e *Engine) ended(c *record, x shim.Exit) error {
 	}
 	e.emit(c, events.ActionDie, "exitCode", strconv.Itoa(code),
 		"execDuration", strconv.Itoa(int(max(0, s.Finished.Sub(s.Started))/time.Second)))
-	for _, w := range next {
-		w <- runtime.WaitResult{ExitCode: code}
-	}
+	waiting.Tell(runtime.WaitResult{ExitCode: code})
 	e.afterExit(c, s)
 	return err
 }

@@ -59,8 +59,7 @@ type record struct {
 	removing bool
 	ready    chan struct{} // closed when the starting task's streams can be attached
 	exited   chan struct{} // closed when the current run ends
-	next     []chan runtime.WaitResult
-	removed  []chan runtime.WaitResult
+	waiters  runtime.Waiters
 	attaches int // attach calls that want to be connected before the start
 	execs    map[string]*execRecord
 	timer    *time.Timer        // a pending restart

@@ -99,12 +99,9 @@ func (e *Engine) start(ctx context.Context, c *record) error {
 		}
 	})
 	e.mu.Lock()
-	next := c.next
-	c.next = nil
+	waiting := c.waiters.Exited()
 	e.mu.Unlock()
-	for _, w := range next {
-		w <- runtime.WaitResult{ExitCode: code, Err: err}
-	}
+	waiting.Tell(runtime.WaitResult{ExitCode: code, Err: err})
 	return errors.Join(err, cerr)
 }
 

@@ -273,13 +273,10 @@ func (e *Engine) remove(ctx context.Context, c *record, volumes bool) error {
 	e.mu.Lock()
 	delete(e.containers, c.id)
 	e.index.Remove(c.id)
-	waiters := append(c.next, c.removed...)
-	c.next, c.removed = nil, nil
+	waiting := c.waiters.Removed()
 	code := c.ExitCode
 	e.mu.Unlock()
-	for _, w := range waiters {
-		w <- runtime.WaitResult{ExitCode: code}
-	}
+	waiting.Tell(runtime.WaitResult{ExitCode: code})
 	if !volumes {
 		return nil
 	}
@@ -299,31 +296,9 @@ func (e *Engine) Wait(ctx context.Context, ref string, condition container.WaitC
 	if err != nil {
 		return nil, err
 	}
-	ch := make(chan runtime.WaitResult, 1)
-	list := &c.next
-	switch condition {
-	case container.WaitConditionNotRunning, "":
-		if !c.running() && !c.starting {
-			ch <- runtime.WaitResult{ExitCode: c.ExitCode}
-			return ch, nil
-		}
-	case container.WaitConditionNextExit:
-	case container.WaitConditionRemoved:
-		list = &c.removed
-	default:
-		return nil, model.Errorf(model.Invalid, "invalid condition: %q", condition)
+	var ended *runtime.WaitResult
+	if !c.running() && !c.starting {
+		ended = &runtime.WaitResult{ExitCode: c.ExitCode}
 	}
-	*list = append(*list, ch)
-	context.AfterFunc(ctx, func() {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		for i, w := range *list {
-			if w == ch {
-				*list = append((*list)[:i:i], (*list)[i+1:]...)
-				ch <- runtime.WaitResult{Err: ctx.Err()}
-				return
-			}
-		}
-	})
-	return ch, nil
+	return c.waiters.Add(ctx, &e.mu, condition, ended)
 }

@@ -50,8 +50,7 @@ type record struct {
 	attached []*attachment
 	execs    map[string]*execRecord
 	exited   chan struct{} // closed when the current run ends
-	next     []chan runtime.WaitResult
-	removed  []chan runtime.WaitResult
+	waiters  runtime.Waiters
 }
 
 type portKey struct {
@@ -213,10 +212,7 @@ func (e *Engine) startFailed(c *record, err error) error {
 		c.exitCode = 128
 	}
 	e.unpublish(c)
-	for _, w := range c.next {
-		w <- runtime.WaitResult{ExitCode: c.exitCode, Err: err}
-	}
-	c.next = nil
+	c.waiters.Exited().Tell(runtime.WaitResult{ExitCode: c.exitCode, Err: err})
 	return err
 }
 
@@ -253,10 +249,7 @@ func (e *Engine) exit(c *record, epoch, code int) {
 	close(c.exited)
 	e.emit(c, events.ActionDie, "exitCode", strconv.Itoa(code),
 		"execDuration", strconv.Itoa(int(c.finishedAt.Sub(c.startedAt).Seconds())))
-	for _, w := range c.next {
-		w <- runtime.WaitResult{ExitCode: code}
-	}
-	c.next = nil
+	c.waiters.Exited().Tell(runtime.WaitResult{ExitCode: code})
 	if c.host.AutoRemove {
 		e.remove(c, true)
 		return
@@ -436,10 +429,7 @@ func (e *Engine) remove(c *record, volumes bool) {
 	delete(e.containers, c.id)
 	e.index.Remove(c.id)
 	c.output.close()
-	for _, w := range append(c.next, c.removed...) {
-		w <- runtime.WaitResult{ExitCode: c.exitCode}
-	}
-	c.next, c.removed = nil, nil
+	c.waiters.Removed().Tell(runtime.WaitResult{ExitCode: c.exitCode})
 }
 
 // Wait implements runtime.Containers.
@@ -450,33 +440,11 @@ func (e *Engine) Wait(ctx context.Context, ref string, condition container.WaitC
 	if err != nil {
 		return nil, err
 	}
-	ch := make(chan runtime.WaitResult, 1)
-	list := &c.next
-	switch condition {
-	case container.WaitConditionNotRunning, "":
-		if !c.running() && !c.starting {
-			ch <- runtime.WaitResult{ExitCode: c.exitCode}
-			return ch, nil
-		}
-	case container.WaitConditionNextExit:
-	case container.WaitConditionRemoved:
-		list = &c.removed
-	default:
-		return nil, model.Errorf(model.Invalid, "invalid condition: %q", condition)
+	var ended *runtime.WaitResult
+	if !c.running() && !c.starting {
+		ended = &runtime.WaitResult{ExitCode: c.exitCode}
 	}
-	*list = append(*list, ch)
-	context.AfterFunc(ctx, func() {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		for i, w := range *list {
-			if w == ch {
-				*list = append((*list)[:i:i], (*list)[i+1:]...)
-				ch <- runtime.WaitResult{Err: ctx.Err()}
-				return
-			}
-		}
-	})
-	return ch, nil
+	return c.waiters.Add(ctx, &e.mu, condition, ended)
 }
 
 // publish reserves the container's host ports.
