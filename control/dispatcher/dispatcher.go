@@ -44,6 +44,8 @@ const (
 	skepPeriod = 2 * time.Second
 	// graceFactor is the number of periods without a heartbeat after which a node is lost.
 	graceFactor = 3
+	// expireTick is how often the leader looks for silent nodes.
+	expireTick = 250 * time.Millisecond
 	// unknownGrace is how long a node may take to find a new leader.
 	unknownGrace = 15 * time.Second
 	// maxPending bounds the reports that wait to be written; beyond it calls wait.

@@ -29,7 +29,8 @@ type rig struct {
 	state   *replica.Memory
 	d       *Dispatcher
 	members []*api.RaftMember
-	stop    func() // ends the term
+	pause   time.Duration // how long the next look for silent nodes takes
+	stop    func()        // ends the term
 }
 
 func newRig(t *testing.T, objects ...model.Object) *rig {
@@ -42,13 +43,20 @@ func newRig(t *testing.T, objects ...model.Object) *rig {
 		r.update(func(tx *store.Tx) error { return tx.Create(o) })
 	}
 	r.d = New(Config{
-		State: r.state, Members: func() []*api.RaftMember { return r.members }, NodeID: "m1", Log: slog.New(slog.DiscardHandler),
+		State: r.state, Members: r.look, NodeID: "m1", Log: slog.New(slog.DiscardHandler),
 		Caller: func(ctx context.Context) (string, string, error) {
 			id, _ := ctx.Value(callerKey{}).(string)
 			return id, "192.0.2.7:4711", nil
 		},
 	})
 	return r
+}
+
+func (r *rig) look() []*api.RaftMember {
+	pause := r.pause
+	r.pause = 0
+	time.Sleep(pause)
+	return r.members
 }
 
 // lead runs the dispatcher for a term.

@@ -197,21 +197,26 @@ func (d *Dispatcher) Heartbeat(ctx context.Context, req *api.HeartbeatRequest) (
 }
 
 // expire marks nodes down whose heartbeats have stopped, and tells the others when the
-// managers changed.
+// managers changed. Time in which this process did not run (a paused machine, a stopped
+// process) is nobody's silence: heartbeats could not be heard then.
 func (d *Dispatcher) expire(ctx context.Context, t *term) error {
 	began := time.Now()
 	unknownChecked := false
 	managers := d.managers()
-	tick := time.NewTicker(250 * time.Millisecond)
+	tick := time.NewTicker(expireTick)
 	defer tick.Stop()
-	for {
+	for last := began; ; {
 		select {
 		case <-ctx.Done():
 			return nil
-		case now := <-tick.C:
+		case <-tick.C:
 			managers = d.membersChanged(t, managers)
+			now := time.Now()
+			deaf := max(0, now.Sub(last)-2*expireTick)
+			last, began = now, began.Add(deaf)
 			d.mu.Lock()
 			for id, n := range t.nodes {
+				n.deadline = n.deadline.Add(deaf)
 				if now.Before(n.deadline) {
 					continue
 				}

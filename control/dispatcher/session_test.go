@@ -216,6 +216,22 @@ func TestSilentNodeIsLost(t *testing.T) {
 	})
 }
 
+// A leader whose machine was paused has heard nobody meanwhile; that is not their silence.
+func TestPausedLeaderLosesNobody(t *testing.T) {
+	inTerm(t, func(r *rig) {
+		_, id := r.register("n1")
+		r.pause = time.Minute
+		time.Sleep(time.Minute + time.Second)
+		if _, err := r.heartbeat("n1", id); err != nil {
+			t.Errorf("after the pause: %v", err)
+		}
+		time.Sleep((graceFactor + 1) * skepPeriod)
+		if s := r.nodeStatus("n1"); s.GetState() != api.NodeStatus_DOWN {
+			t.Errorf("a node that is silent after the pause: %v", s)
+		}
+	})
+}
+
 func TestNewLeaderKnowsNoNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
