@@ -22,7 +22,8 @@ var (
 
 func main() { os.Exit(run()) }
 
-// run returns the exit code: 0 for success, 1 for an error, 130 after an interrupt.
+// run returns the exit code: 0 for success, 1 for an error, 130 after a
+// signal; only the daemon is meant to end by one.
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -37,14 +38,14 @@ func run() int {
 		Daemon: runDaemon,
 	})
 	root.SetArgs(os.Args[1:])
-	err = root.ExecuteContext(ctx)
+	command, err := root.ExecuteContextC(ctx)
 	var exit cli.ExitError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &exit):
 		return exit.Code
-	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+	case ctx.Err() != nil && command.Name() != "daemon": // its error is that it was ended, in whatever words
 		return 130
 	default:
 		fmt.Fprintln(os.Stderr, "skep: "+err.Error())

@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -101,7 +100,10 @@ func (a *app) logs(ctx context.Context, d *client.Client, name string, o client.
 		}
 		_, err = stdcopy.StdCopy(p.to(a.Out, "stdout"), p.to(a.Err, "stderr"), stream)
 	}
-	if err != nil && !errors.Is(err, context.Canceled) {
+	if ctx.Err() != nil { // whatever the stream says of its end
+		return ctx.Err()
+	}
+	if err != nil {
 		return fmt.Errorf("read logs of %s: %w", name, err)
 	}
 	return nil

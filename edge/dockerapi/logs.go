@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
-	"slices"
 	"strconv"
-	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -154,17 +151,14 @@ func (f lineFormat) line(m *api.LogMessage) []byte {
 	return append(b, m.GetData()...)
 }
 
-// details returns the attributes of a line, the task's context among them, as
-// "k=v,k=v", sorted and escaped.
+// details returns the attributes of a line, the task's context among them.
 func details(m *api.LogMessage) string {
-	pairs := []string{
-		"com.docker.swarm.node.id=" + url.QueryEscape(m.GetContext().GetNodeId()),
-		"com.docker.swarm.service.id=" + url.QueryEscape(m.GetContext().GetServiceId()),
-		"com.docker.swarm.task.id=" + url.QueryEscape(m.GetContext().GetTaskId()),
-	}
+	attrs := map[string]string{}
 	for _, attr := range m.GetAttrs() {
-		pairs = append(pairs, url.QueryEscape(attr.GetKey())+"="+url.QueryEscape(attr.GetValue()))
+		attrs[attr.GetKey()] = attr.GetValue()
 	}
-	slices.Sort(pairs)
-	return strings.Join(pairs, ",")
+	attrs["com.docker.swarm.node.id"] = m.GetContext().GetNodeId()
+	attrs["com.docker.swarm.service.id"] = m.GetContext().GetServiceId()
+	attrs["com.docker.swarm.task.id"] = m.GetContext().GetTaskId()
+	return httpapi.Attributes(attrs)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -169,6 +170,9 @@ func (a *Agent) readTask(ctx context.Context, sub *api.SubscriptionMessage, task
 			stream = api.LogStream_LOG_STREAM_STDERR
 		}
 		msg := &api.LogMessage{Context: logContext, Timestamp: timestamppb.New(line.Time), Stream: stream, Data: slices.Clone(line.Data)}
+		for _, key := range slices.Sorted(maps.Keys(line.Attrs)) {
+			msg.Attrs = append(msg.Attrs, &api.LogAttr{Key: key, Value: line.Attrs[key]})
+		}
 		select {
 		case lines <- msg:
 			return nil

@@ -149,6 +149,8 @@ type LogLine struct {
 	// Partial is set when the line was cut at 16 KiB and goes on in the next.
 	Partial bool
 	Data    []byte
+	// Attrs is what the container's log options ask to have told with each line; usually nil.
+	Attrs map[string]string
 }
 
 // Images keeps images.

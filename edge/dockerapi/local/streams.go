@@ -58,7 +58,7 @@ func (a *API) containerLogs(w http.ResponseWriter, r *http.Request) error {
 				b = append(line.Time.UTC().AppendFormat(b, timestampLayout), ' ')
 			}
 			if details {
-				b = append(b, ' ')
+				b = append(append(b, httpapi.Attributes(line.Attrs)...), ' ')
 			}
 		}
 		continued[line.Stderr] = line.Partial

@@ -36,6 +36,7 @@ func (e *Engine) Logs(ctx context.Context, ref string, opts runtime.LogOptions, 
 		n := len(x.Data)
 		return write(runtime.LogLine{
 			Time: x.Time, Stderr: x.Stderr, Data: x.Data, Partial: n == jsonlog.MaxLine && x.Data[n-1] != '\n',
+			Attrs: x.Attrs,
 		})
 	})
 }

@@ -389,43 +389,17 @@ func (e *Engine) streams(s *saved, group string) (shim.Spec, error) {
 		// Leaving a terminal is not the end of its input: detach keys must not end a shell.
 		Stdin: s.Config.OpenStdin, StdinOnce: s.Config.StdinOnce && !s.Config.Tty,
 	}
-	if s.Host.LogConfig.Type != "none" {
-		out.LogPath = e.logPath(s.ID)
+	if s.Host.LogConfig.Type == "none" {
+		return out, nil
+	}
+	out.LogPath = e.logPath(s.ID)
+	out.LogAttrs, err = jsonlog.Attributes(s.Host.LogConfig.Config, jsonlog.Source{
+		Labels: s.Config.Labels, Env: s.Config.Env, ID: s.ID, Name: s.Name, ImageID: s.ImageID, ImageName: s.Config.Image, DaemonName: "skep",
+	})
+	if err != nil {
+		return shim.Spec{}, model.Wrap(model.Invalid, err, "failed to initialize logging driver")
 	}
 	return out, nil
-}
-
-// logOptions reads the options of the json-file driver, which is also what "local" and
-// no name at all mean.
-func logOptions(l container.LogConfig) (jsonlog.Config, error) {
-	cfg := jsonlog.Config{MaxSize: jsonlog.DefaultMaxSize, MaxFiles: jsonlog.DefaultMaxFiles}
-	switch l.Type {
-	case "", "json-file", "local":
-	case "none":
-		return cfg, nil
-	default:
-		return cfg, model.Errorf(model.Invalid, "logger: no log driver named '%s' is registered", l.Type)
-	}
-	for key, value := range l.Config {
-		switch key {
-		case "max-size":
-			n, err := parseSize(value)
-			if err != nil {
-				return cfg, model.Errorf(model.Invalid, "invalid value for max-size: %s", value)
-			}
-			cfg.MaxSize = n
-		case "max-file":
-			n, err := strconv.Atoi(value)
-			if err != nil || n < 1 {
-				return cfg, model.Errorf(model.Invalid, "max-file cannot be less than 1")
-			}
-			cfg.MaxFiles = n
-		case "labels", "labels-regex", "env", "env-regex", "tag", "compress", "mode", "max-buffer-size":
-		default:
-			return cfg, model.Errorf(model.Invalid, "unknown log opt '%s' for json-file log driver", key)
-		}
-	}
-	return cfg, nil
 }
 
 // parseSize reads "10m", "512k", "1g" or bytes; -1 is unbounded.

@@ -16,17 +16,24 @@ type Entry struct {
 	Time   time.Time
 	Stderr bool
 	Data   []byte
+	// Attrs is what Attributes found for the container; most have none.
+	Attrs map[string]string
 }
 
 // Append appends the encoded entry with its final newline to b.
-func Append(b []byte, e Entry) []byte {
+func Append(b []byte, e Entry) []byte { return appendEntry(b, e, appendAttrs(nil, e.Attrs)) }
+
+// appendEntry appends an entry whose attributes are encoded.
+func appendEntry(b []byte, e Entry, attrs []byte) []byte {
 	b = append(b, `{"log":`...)
 	b = appendString(b, e.Data)
 	if e.Stderr {
-		b = append(b, `,"stream":"stderr","time":"`...)
+		b = append(b, `,"stream":"stderr"`...)
 	} else {
-		b = append(b, `,"stream":"stdout","time":"`...)
+		b = append(b, `,"stream":"stdout"`...)
 	}
+	b = append(b, attrs...)
+	b = append(b, `,"time":"`...)
 	b = e.Time.UTC().AppendFormat(b, time.RFC3339Nano)
 	return append(b, '"', '}', '\n')
 }
@@ -79,9 +86,10 @@ var errBadEntry = errors.New("log entry is neither stdout nor stderr")
 // Parse reads one encoded line.
 func Parse(line []byte) (Entry, error) {
 	var v struct {
-		Log    string    `json:"log"`
-		Stream string    `json:"stream"`
-		Time   time.Time `json:"time"`
+		Log    string            `json:"log"`
+		Stream string            `json:"stream"`
+		Attrs  map[string]string `json:"attrs"`
+		Time   time.Time         `json:"time"`
 	}
 	if err := json.Unmarshal(line, &v); err != nil {
 		return Entry{}, err
@@ -89,5 +97,5 @@ func Parse(line []byte) (Entry, error) {
 	if v.Stream != "stdout" && v.Stream != "stderr" {
 		return Entry{}, errBadEntry
 	}
-	return Entry{Time: v.Time, Stderr: v.Stream == "stderr", Data: []byte(v.Log)}, nil
+	return Entry{Time: v.Time, Stderr: v.Stream == "stderr", Data: []byte(v.Log), Attrs: v.Attrs}, nil
 }

@@ -20,7 +20,7 @@ import (
 const poll = 50 * time.Millisecond
 
 // maxEncoded bounds one encoded line: every byte may take six characters.
-const maxEncoded = 6*MaxLine + 256
+const maxEncoded = 6*MaxLine + MaxAttrs + 256
 
 // Options selects what Read returns.
 type Options struct {

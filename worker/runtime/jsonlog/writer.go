@@ -25,11 +25,14 @@ type Config struct {
 	MaxSize int64
 	// MaxFiles is how many files are kept, the current one included; zero is DefaultMaxFiles.
 	MaxFiles int
+	// Attrs is written beside every entry.
+	Attrs map[string]string
 }
 
 // Writer appends to a log.
 type Writer struct {
-	cfg Config
+	cfg   Config
+	attrs []byte // encoded
 
 	mu     sync.Mutex
 	file   *os.File // nil when closed, or when a rotation failed
@@ -46,7 +49,7 @@ func Open(cfg Config) (*Writer, error) {
 	if cfg.MaxFiles <= 0 {
 		cfg.MaxFiles = DefaultMaxFiles
 	}
-	w := &Writer{cfg: cfg}
+	w := &Writer{cfg: cfg, attrs: appendAttrs(nil, cfg.Attrs)}
 	return w, w.open()
 }
 
@@ -64,14 +67,15 @@ func (w *Writer) open() error {
 	return nil
 }
 
-// Write appends entries, those that go to one file in one write.
+// Write appends entries, those that go to one file in one write. Their attributes are the
+// log's, not their own.
 func (w *Writer) Write(entries ...Entry) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.buf = w.buf[:0]
 	for _, e := range entries {
 		before := len(w.buf)
-		w.buf = Append(w.buf, e)
+		w.buf = appendEntry(w.buf, e, w.attrs)
 		if full := w.size+int64(len(w.buf)) > w.cfg.MaxSize; w.cfg.MaxSize < 0 || !full {
 			continue
 		}

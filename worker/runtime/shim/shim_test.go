@@ -28,6 +28,7 @@ func TestSpecRoundTrip(t *testing.T) {
 	for _, want := range []shim.Spec{
 		{LogPath: "/a b/c?d#e.log", MaxSize: 10, MaxFiles: 3, ExitPath: "/x&y", Socket: "/s", Stdin: true, StdinOnce: true},
 		{MaxSize: -1, MaxFiles: 1, ExitPath: "/x"},
+		{LogPath: "/l", MaxSize: 1, MaxFiles: 1, LogAttrs: map[string]string{"a b": "c&d=e", "": "", "k": "é\n"}},
 	} {
 		got, ours, err := shim.ParseSpec(want.String())
 		if d := cmp.Diff(want, got); d != "" || !ours || err != nil {

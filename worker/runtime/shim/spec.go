@@ -23,6 +23,8 @@ type Spec struct {
 	Stdin bool
 	// StdinOnce closes it when the first such client ends.
 	StdinOnce bool
+	// LogAttrs is written beside every line of the log.
+	LogAttrs map[string]string
 }
 
 // String encodes a Spec as a URI.
@@ -37,6 +39,13 @@ func (s Spec) String() string {
 	}
 	if s.StdinOnce {
 		q.Set("once", "1")
+	}
+	attrs := url.Values{}
+	for key, value := range s.LogAttrs {
+		attrs.Set(key, value)
+	}
+	if len(attrs) > 0 {
+		q.Set("attrs", attrs.Encode())
 	}
 	u := url.URL{Scheme: Scheme, Path: s.LogPath, RawQuery: q.Encode()}
 	return u.String()
@@ -58,6 +67,16 @@ func ParseSpec(uri string) (Spec, bool, error) {
 	}
 	if s.MaxFiles, err = strconv.Atoi(q.Get("files")); err != nil {
 		return Spec{}, true, fmt.Errorf("read log files of %q: %w", uri, err)
+	}
+	attrs, err := url.ParseQuery(q.Get("attrs"))
+	if err != nil {
+		return Spec{}, true, fmt.Errorf("read log attributes of %q: %w", uri, err)
+	}
+	for key := range attrs {
+		if s.LogAttrs == nil {
+			s.LogAttrs = map[string]string{}
+		}
+		s.LogAttrs[key] = attrs.Get(key)
 	}
 	return s, true, nil
 }

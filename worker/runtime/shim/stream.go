@@ -37,7 +37,7 @@ type stream struct {
 func newStream(spec Spec, bundle string, terminal bool, endInput func()) (s *stream, stdin, stdout, stderr string, err error) {
 	s = &stream{spec: spec, endInput: endInput, clients: map[*client]struct{}{}}
 	if spec.LogPath != "" {
-		if s.log, err = jsonlog.Open(jsonlog.Config{Path: spec.LogPath, MaxSize: spec.MaxSize, MaxFiles: spec.MaxFiles}); err != nil {
+		if s.log, err = jsonlog.Open(jsonlog.Config{Path: spec.LogPath, MaxSize: spec.MaxSize, MaxFiles: spec.MaxFiles, Attrs: spec.LogAttrs}); err != nil {
 			return nil, "", "", "", err
 		}
 	}
