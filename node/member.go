@@ -329,12 +329,11 @@ func (m *member) describe(ctx context.Context) (*api.NodeDescription, error) {
 // tlsInfo tells the swarm which root and issuer this node's certificate has.
 func (m *member) tlsInfo() *api.NodeTLSInfo {
 	now := m.creds.Current()
-	info := &api.NodeTLSInfo{TrustRoot: now.Root.CertPEM, CertIssuerSubject: now.Leaf.RawIssuer}
-	issuer := now.Root.Certs[0]
-	if chain, err := pki.ParseCerts(now.ChainPEM); err == nil && len(chain) > 1 {
-		issuer = chain[1]
+	info := &api.NodeTLSInfo{TrustRoot: now.Root.CertPEM}
+	if chain, err := pki.ParseCerts(now.ChainPEM); err == nil {
+		issuer := now.Root.SelfIssuer(chain)
+		info.CertIssuerSubject, info.CertIssuerPublicKey = issuer.Subject, issuer.PublicKey
 	}
-	info.CertIssuerPublicKey = issuer.RawSubjectPublicKeyInfo
 	return info
 }
 

@@ -3,8 +3,15 @@ package ca
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
@@ -12,30 +19,46 @@ import (
 	"github.com/skep-dev/skep/core/store"
 )
 
-// signRetry is how long to wait after a failure that may pass.
-const signRetry = 2 * time.Second
+const (
+	// signRetry is how long to wait after a failure that may pass.
+	signRetry = 2 * time.Second
+	// signBatch is how many certificates are issued with one write.
+	signBatch = 64
+	// signParallel is how many certificates are asked of an external CA at one time.
+	signParallel = 16
+)
 
-// Run signs requests as they appear, for one term of leadership, until ctx ends.
+// Run issues certificates and rotates the root, for one term of leadership, until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.runSigning(ctx) })
+	group.Go(func() error { return s.runRotation(ctx) })
+	return group.Wait()
+}
+
+// runSigning signs requests as they appear.
+func (s *Server) runSigning(ctx context.Context) error {
 	at := s.state.Follow()
 	due := map[string]bool{}
-	for node := range at.Snapshot().Nodes() {
-		due[node.GetId()] = wanted(node)
+	all := func() {
+		for node := range at.Snapshot().Nodes() {
+			if wanted(node) {
+				due[node.GetId()] = true
+			}
+		}
 	}
-	for {
+	for all(); ; {
 		again := false
-		for id, want := range due {
-			if !want {
+		for batch := range slices.Chunk(slices.Sorted(maps.Keys(due)), signBatch) {
+			done, err := s.sign(ctx, batch)
+			for _, id := range done {
 				delete(due, id)
-				continue
 			}
-			err := s.sign(ctx, id)
 			if err != nil {
-				s.log.Warn("certificate not signed, trying again", slog.String("node_id", id), slog.Any("error", err))
+				s.log.Warn("certificates not signed, trying again", slog.Any("error", err), slog.Int("waiting", len(due)))
 				again = true
-				continue
+				break
 			}
-			delete(due, id)
 		}
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // the term has ended
@@ -51,9 +74,7 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-at.Changed():
 			events, reset := at.Drain()
 			if reset {
-				for node := range at.Snapshot().Nodes() {
-					due[node.GetId()] = wanted(node)
-				}
+				all()
 			}
 			for _, e := range events {
 				if node, ok := e.New.(*api.Node); ok && wanted(node) {
@@ -78,49 +99,95 @@ func wanted(node *api.Node) bool {
 	}
 }
 
-// sign issues one certificate and writes it to the node.
-func (s *Server) sign(ctx context.Context, nodeID string) error {
-	view := s.state.View()
-	node, cluster := view.Node(nodeID), view.Cluster()
-	if node == nil || cluster == nil || !wanted(node) {
-		return nil
-	}
-	request := node.GetCertificate()
-	root, err := signer(cluster)
-	var chain []byte
-	if err == nil {
-		chain, err = root.Issue(rand.Reader, time.Now(), request.GetCsr(), pki.Leaf{
-			NodeID: request.GetCn(), ClusterID: cluster.GetId(), OU: pki.RoleOU(request.GetRole()),
-			Expiry: cluster.GetSpec().GetCaConfig().GetNodeCertExpiry().AsDuration(),
-		})
-	}
-	_, updateErr := s.state.Update(ctx, func(tx *store.Tx) error {
-		node := tx.Snapshot().Node(nodeID)
-		if node == nil || string(node.GetCertificate().GetCsr()) != string(request.GetCsr()) {
-			return nil // removed, or asked again
-		}
-		node = model.Clone(node)
-		node.Certificate.Status = &api.IssuanceStatus{State: api.IssuanceStatus_ISSUED}
-		node.Certificate.Certificate = chain
-		if err != nil {
-			node.Certificate.Status = &api.IssuanceStatus{State: api.IssuanceStatus_FAILED, Err: err.Error()}
-		}
-		return tx.Update(node)
-	})
-	return updateErr
+// issued is the outcome of one request.
+type issued struct {
+	request *api.Certificate
+	chain   []byte
+	err     error // final, if set
 }
 
-// signer returns the authority that signs now. During a rotation of the root that is the
-// new one, with the certificate that the old one gave it as an intermediate.
-func signer(cluster *api.Cluster) (*pki.Root, error) {
-	ca := cluster.GetRootCa()
-	if rotation := ca.GetRootRotation(); rotation != nil {
-		root, err := pki.ParseRoot(rotation.GetCaCert(), rotation.GetCaKey())
-		if err != nil {
-			return nil, err
-		}
-		root.Intermediates = rotation.GetCrossSignedCaCert()
-		return root, nil
+// sign issues the certificates of some nodes and writes them. It returns the nodes that
+// need nothing more, and an error if others are to be tried again.
+func (s *Server) sign(ctx context.Context, ids []string) (done []string, err error) {
+	view := s.state.View()
+	cluster := view.Cluster()
+	if cluster == nil {
+		return ids, nil
 	}
-	return pki.ParseRoot(ca.GetCaCert(), ca.GetCaKey())
+	out := make([]*issued, len(ids))
+	signer, signerErr := pki.Signer(cluster.GetRootCa())
+	var (
+		group   errgroup.Group
+		mu      sync.Mutex
+		passing error
+	)
+	group.SetLimit(signParallel)
+	for i, id := range ids {
+		node := view.Node(id)
+		if node == nil || !wanted(node) {
+			done = append(done, id)
+			continue
+		}
+		one := &issued{request: node.GetCertificate(), err: signerErr}
+		out[i] = one
+		if signerErr != nil {
+			continue
+		}
+		group.Go(func() error {
+			var err error
+			one.chain, err = s.issue(ctx, cluster, signer, one.request)
+			if model.KindOf(err) == model.Unavailable {
+				mu.Lock()
+				out[i], passing = nil, fmt.Errorf("node %s: %w", id, err)
+				mu.Unlock()
+				return nil
+			}
+			one.err = err
+			return nil
+		})
+	}
+	_ = group.Wait() // its functions return no error
+	_, err = s.state.Update(ctx, func(tx *store.Tx) error {
+		if !proto.Equal(tx.Snapshot().Cluster().GetRootCa(), cluster.GetRootCa()) {
+			return model.Errorf(model.Unavailable, "the root certificate has changed")
+		}
+		for i, id := range ids {
+			if err := record(tx, id, out[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return done, err
+	}
+	for i, id := range ids {
+		if out[i] != nil {
+			done = append(done, id)
+		}
+	}
+	return done, passing
+}
+
+// issue signs one request.
+func (s *Server) issue(_ context.Context, cluster *api.Cluster, root *pki.Root, request *api.Certificate) ([]byte, error) {
+	return root.Issue(rand.Reader, time.Now(), request.GetCsr(), pki.Leaf{
+		NodeID: request.GetCn(), ClusterID: cluster.GetId(), OU: pki.RoleOU(request.GetRole()),
+		Expiry: cluster.GetSpec().GetCaConfig().GetNodeCertExpiry().AsDuration(),
+	})
+}
+
+// record writes the outcome of a request to its node.
+func record(tx *store.Tx, nodeID string, one *issued) error {
+	node := tx.Snapshot().Node(nodeID)
+	if one == nil || node == nil || string(node.GetCertificate().GetCsr()) != string(one.request.GetCsr()) {
+		return nil // removed, or asked again
+	}
+	node = model.Clone(node)
+	node.Certificate.Status = &api.IssuanceStatus{State: api.IssuanceStatus_ISSUED}
+	node.Certificate.Certificate = one.chain
+	if one.err != nil {
+		node.Certificate.Status = &api.IssuanceStatus{State: api.IssuanceStatus_FAILED, Err: one.err.Error()}
+	}
+	return tx.Update(node)
 }

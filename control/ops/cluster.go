@@ -4,8 +4,6 @@ import (
 	"context"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
@@ -78,8 +76,12 @@ func (o *Ops) UpdateCluster(ctx context.Context, req *api.UpdateClusterRequest) 
 	if err := validateCluster(req.GetSpec()); err != nil {
 		return nil, fail(err)
 	}
+	root, err := o.planRoot(ctx, req)
+	if err != nil {
+		return nil, fail(err)
+	}
 	var updated *api.Cluster
-	err := o.update(ctx, func(tx *store.Tx) error {
+	err = o.update(ctx, func(tx *store.Tx) error {
 		old := tx.Snapshot().Cluster()
 		if old == nil || old.GetId() != req.GetClusterId() {
 			return notFound("cluster", req.GetClusterId())
@@ -90,12 +92,8 @@ func (o *Ops) UpdateCluster(ctx context.Context, req *api.UpdateClusterRequest) 
 		updated = model.Clone(old)
 		updated.Meta = at(old.GetMeta(), req.GetClusterVersion())
 		updated.Spec = model.Clone(req.GetSpec())
-		if ca := old.GetSpec().GetCaConfig(); ca != nil && len(ca.GetSigningCaCert())+len(ca.GetSigningCaKey()) > 0 {
-			// Reads blank them, so what comes back without them means no change.
-			if updated.Spec.CaConfig == nil {
-				updated.Spec.CaConfig = new(api.CAConfig)
-			}
-			updated.Spec.CaConfig.SigningCaCert, updated.Spec.CaConfig.SigningCaKey = ca.GetSigningCaCert(), ca.GetSigningCaKey()
+		if err := adoptRoot(updated, old, root); err != nil {
+			return err
 		}
 		if err := o.rotateTokens(updated, req.GetRotation()); err != nil {
 			return err
@@ -121,27 +119,16 @@ func validateCluster(spec *api.ClusterSpec) error {
 
 // checkSecurity refuses by name what is not there yet.
 func checkSecurity(old, spec *api.ClusterSpec, rotation *api.KeyRotation) error {
-	was, ca := old.GetCaConfig(), spec.GetCaConfig()
-	given := func(now, then []byte) bool { return len(now) > 0 && string(now) != string(then) }
 	var feature string
 	switch {
 	case spec.GetEncryptionConfig().GetAutoLockManagers() != old.GetEncryptionConfig().GetAutoLockManagers():
 		feature = "autolock"
 	case rotation.GetManagerUnlockKey():
 		feature = "rotation of the unlock key"
-	case ca.GetForceRotate() != was.GetForceRotate(),
-		given(ca.GetSigningCaCert(), was.GetSigningCaCert()), given(ca.GetSigningCaKey(), was.GetSigningCaKey()):
-		feature = "rotation of the root CA"
-	case !sameExternalCAs(ca.GetExternalCas(), was.GetExternalCas()):
-		feature = "an external CA"
 	default:
 		return nil
 	}
 	return model.Errorf(model.Unimplemented, "swarm update: %s is not implemented by skep yet", feature)
-}
-
-func sameExternalCAs(a, b []*api.ExternalCA) bool {
-	return proto.Equal(&api.CAConfig{ExternalCas: a}, &api.CAConfig{ExternalCas: b})
 }
 
 // rotateTokens gives the chosen roles new tokens for the present root.

@@ -24,6 +24,8 @@ type Config struct {
 	State replica.State
 	// Membership must be set.
 	Membership Membership
+	// Authority reaches external CAs; nil means that there are none.
+	Authority Authority
 	// Random is the source of ids and tokens; nil means crypto/rand.
 	Random io.Reader
 }
@@ -35,6 +37,8 @@ type Ops struct {
 	state   replica.State
 	members Membership
 	random  io.Reader
+	// authority is never nil.
+	authority Authority
 }
 
 // New returns an Ops on a state.
@@ -42,7 +46,10 @@ func New(config Config) *Ops {
 	if config.Random == nil {
 		config.Random = rand.Reader
 	}
-	return &Ops{state: config.State, members: config.Membership, random: config.Random}
+	if config.Authority == nil {
+		config.Authority = noAuthority{}
+	}
+	return &Ops{state: config.State, members: config.Membership, random: config.Random, authority: config.Authority}
 }
 
 func (o *Ops) newID() (string, error) { return model.NewID(o.random) }

@@ -249,7 +249,7 @@ func NewCSR(random io.Reader, key crypto.Signer) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create certificate request: %w", err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), nil
+	return encodeRequest(der), nil
 }
 
 // ParseCSR reads a certificate request and checks its signature.
@@ -283,6 +283,10 @@ func RenewAt(cert *x509.Certificate, random io.Reader) (time.Time, error) {
 	}
 	n := new(big.Int).SetBytes(b[:])
 	return at.Add(time.Duration(n.Mod(n, big.NewInt(window)).Int64()) * time.Minute), nil
+}
+
+func encodeRequest(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 }
 
 func encodeCert(der []byte) []byte {
