@@ -23,6 +23,7 @@ import (
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
+	"github.com/skep-dev/skep/platform/keystore"
 	"github.com/skep-dev/skep/platform/wire"
 )
 
@@ -36,6 +37,9 @@ type managerRole struct {
 	local   *wire.Local
 	lead    []func(context.Context) error
 	health  *replica.Health
+	keys    *keystore.Store
+	// renew asks for a certificate with a new private key.
+	renew func(role string)
 	// registry holds the metrics of this role.
 	registry *prometheus.Registry
 
@@ -50,7 +54,10 @@ func (m *member) newManagerRole(ctx context.Context) (*managerRole, error) {
 	if err != nil {
 		return nil, model.Wrap(model.Internal, err, "failed to listen on remote API address")
 	}
-	role := &managerRole{log: log, creds: m.creds, listen: listen, health: new(replica.Health), registry: prometheus.NewRegistry(), conns: map[string]*grpc.ClientConn{}}
+	role := &managerRole{
+		log: log, creds: m.creds, listen: listen, health: new(replica.Health), keys: m.keys, renew: m.renewer.Force,
+		registry: prometheus.NewRegistry(), conns: map[string]*grpc.ClientConn{},
+	}
 	joinAddr := ""
 	if !m.hasRaft() && m.founding == nil {
 		k, ok := m.remotes.pick(m.saved.AdvertiseAddr)
@@ -134,6 +141,7 @@ func (r *managerRole) run(ctx context.Context) error {
 		}
 		return err
 	})
+	group.Go(func() error { return r.followLock(ctx) })
 	group.Go(func() error {
 		err := r.replica.RunTerms(ctx, r.runTerm)
 		if ctx.Err() != nil {
@@ -148,6 +156,34 @@ func (r *managerRole) run(ctx context.Context) error {
 		_ = c.Close()
 	}
 	return err
+}
+
+// followLock keeps this manager's key file sealed as the swarm wants it.
+func (r *managerRole) followLock(ctx context.Context) error {
+	select {
+	case <-r.replica.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	var seen *api.Cluster
+	for at := r.replica.Follow(); ; {
+		if c := at.Snapshot().Cluster(); c != nil && c != seen {
+			seen = c
+			was := r.keys.Locks()
+			locked, err := r.keys.Follow(pki.ManagersKEK(c), c.GetMeta().GetVersion().GetIndex())
+			if err != nil {
+				r.log.Error("key file not sealed as the swarm wants it", slog.Any("error", err))
+			} else if now := r.keys.Locks(); now != was {
+				r.log.Info("locking of this manager changed", slog.Bool("autolock", now))
+			}
+			if locked {
+				r.renew(pki.ManagerRole) // the private key lay readable on the disk
+			}
+		}
+		if _, _, err := at.Next(ctx); err != nil {
+			return nil //nolint:nilerr // asked to stop
+		}
+	}
 }
 
 // runTerm does a leader's work for one term.

@@ -87,7 +87,7 @@ func newMember(cfg *Config, dir string, saved savedState, keys *keystore.Store, 
 	m.agent = agent.New(agent.Config{
 		NodeID: m.creds.NodeID(), Hostname: cfg.Hostname, Dir: filepath.Join(dir, "worker"),
 		Engine: cfg.Engine, Connect: m.connect, Describe: m.describe, OnSession: m.onSession, Networks: cfg.Networks,
-		Log: cfg.Log, Registerer: cfg.Registry,
+		Keys: keys, Log: cfg.Log, Registerer: cfg.Registry,
 	})
 	return m, nil
 }
@@ -233,7 +233,7 @@ func (m *member) connect(ctx context.Context) (grpc.ClientConnInterface, func(bo
 }
 
 // saveIdentity makes a renewed certificate durable and active.
-func (m *member) saveIdentity(id keystore.Identity) error {
+func (m *member) saveIdentity(ctx context.Context, id keystore.Identity) error {
 	root, err := pki.ParseRoot(id.RootPEM, nil)
 	if err != nil {
 		return err
@@ -242,7 +242,21 @@ func (m *member) saveIdentity(id keystore.Identity) error {
 	if err != nil {
 		return err
 	}
-	if err := m.keys.Save(id); err != nil {
+	next := new(wire.Credentials)
+	next.Set(material)
+	switch {
+	case next.Role() == m.creds.Role():
+		err = m.keys.Save(id)
+	case next.Role() == pki.ManagerRole:
+		k, ok := m.remotes.pick(m.saved.AdvertiseAddr)
+		if !ok {
+			return model.Errorf(model.Unavailable, "no manager is known to ask whether the swarm is locked")
+		}
+		err = saveManager(ctx, m.keys, id, next, k.Addr)
+	default:
+		err = m.keys.SaveWorker(id)
+	}
+	if err != nil {
 		return err
 	}
 	m.creds.Set(material)
@@ -252,6 +266,16 @@ func (m *member) saveIdentity(id keystore.Identity) error {
 	}
 	m.agent.DescriptionChanged()
 	return nil
+}
+
+// saveManager makes the first identity of a manager durable, sealed if the swarm locks its
+// managers. creds holds the identity, addr is another manager.
+func saveManager(ctx context.Context, keys *keystore.Store, id keystore.Identity, creds *wire.Credentials, addr string) error {
+	kek, version, err := enroll.UnlockKey(ctx, creds, addr)
+	if err != nil {
+		return fmt.Errorf("ask for the swarm's unlock key: %w", err)
+	}
+	return keys.SaveManager(id, kek, version)
 }
 
 // onSession follows what the swarm says about this node, its managers and its root.
@@ -375,6 +399,13 @@ func found(spec *api.ClusterSpec) (keystore.Identity, *manager.Bootstrap, error)
 		RootCA: &api.RootCA{
 			CaKey: root.KeyPEM, CaCert: root.CertPEM, CaCertHash: pki.CertHash(root.CertPEM), JoinTokens: tokens,
 		},
+	}
+	if spec.GetEncryptionConfig().GetAutoLockManagers() {
+		kek, err := pki.NewKEK(rand.Reader)
+		if err != nil {
+			return keystore.Identity{}, nil, err
+		}
+		boot.UnlockKeys = []*api.EncryptionKey{{Subsystem: pki.ManagerRole, Key: kek}}
 	}
 	return keystore.Identity{RootPEM: root.CertPEM, ChainPEM: chain, Key: key}, boot, nil
 }

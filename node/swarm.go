@@ -23,12 +23,15 @@ import (
 	"github.com/skep-dev/skep/edge/dockerapi/convert"
 	"github.com/skep-dev/skep/platform/enroll"
 	"github.com/skep-dev/skep/platform/keystore"
+	"github.com/skep-dev/skep/platform/wire"
 )
 
 const (
 	// activateTimeout bounds what init and join wait for the node to take part.
 	activateTimeout = 20 * time.Second
-	taskLabel       = "com.docker.swarm.task"
+	// unlockTimeout bounds the same for unlock.
+	unlockTimeout = 5 * time.Second
+	taskLabel     = "com.docker.swarm.task"
 )
 
 // membership is this daemon's relation to swarms: in none, or in one by a member. It
@@ -48,7 +51,8 @@ type membership struct {
 	member *member
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the member has ended
-	// pending is the join that goes on, in state pending.
+	// pending is the join that goes on, in state pending, or what waits to be unlocked, in
+	// state locked.
 	pending savedState
 }
 
@@ -69,7 +73,7 @@ func openMembership(ctx context.Context, cfg *Config) (*membership, error) {
 	case errors.Is(err, keystore.ErrNone):
 		return s, nil // a join that a restart forgot
 	case errors.Is(err, pki.ErrLocked):
-		s.state = swarm.LocalNodeStateLocked
+		s.state, s.pending = swarm.LocalNodeStateLocked, saved
 		s.fault = `Swarm is encrypted and needs to be unlocked before it can be used. Please use "docker swarm unlock" to unlock it.`
 		return s, nil
 	case err != nil:
@@ -92,7 +96,7 @@ func (s *membership) start(m *member) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	done := make(chan struct{})
 	s.mu.Lock()
-	s.member, s.cancel, s.done, s.state, s.fault = m, cancel, done, swarm.LocalNodeStateActive, ""
+	s.member, s.cancel, s.done, s.state, s.fault, s.pending = m, cancel, done, swarm.LocalNodeStateActive, "", savedState{}
 	s.mu.Unlock()
 	go func() {
 		defer close(done)
@@ -169,9 +173,7 @@ func (s *membership) Init(ctx context.Context, req swarm.InitRequest) (string, e
 	if s.Status().LocalNodeState != swarm.LocalNodeStateInactive {
 		return "", errInSwarm()
 	}
-	if req.AutoLockManagers || req.Spec.EncryptionConfig.AutoLockManagers {
-		return "", model.Errorf(model.Unimplemented, "autolock is not implemented by skep yet")
-	}
+	req.Spec.EncryptionConfig.AutoLockManagers = req.Spec.EncryptionConfig.AutoLockManagers || req.AutoLockManagers
 	saved, err := s.addresses(req.ListenAddr, req.AdvertiseAddr, req.DataPathAddr)
 	if err != nil {
 		return "", err
@@ -187,6 +189,7 @@ func (s *membership) Init(ctx context.Context, req swarm.InitRequest) (string, e
 	if err != nil {
 		return "", err
 	}
+	kek := pki.ManagersKEK(&api.Cluster{UnlockKeys: boot.UnlockKeys})
 	if boot.Availability, err = convert.StoreAvailability(req.Availability); err != nil {
 		return "", err
 	}
@@ -195,7 +198,7 @@ func (s *membership) Init(ctx context.Context, req swarm.InitRequest) (string, e
 	}
 	boot.SubnetSize, boot.VXLANUDPPort = req.SubnetSize, req.DataPathPort
 	saved.DefaultAddressPool, saved.SubnetSize, saved.DataPathPort = boot.DefaultAddressPool, req.SubnetSize, req.DataPathPort
-	if err := errors.Join(saved.save(s.dir), s.keys.Save(id)); err != nil {
+	if err := errors.Join(saved.save(s.dir), s.keys.SaveManager(id, kek, 0)); err != nil {
 		return "", err
 	}
 	m, err := newMember(s.cfg, s.dir, saved, s.keys, id)
@@ -221,7 +224,7 @@ func (s *membership) forceNewCluster(ctx context.Context) (string, error) {
 		return "", dockerapi.NotManager(state, true, "")
 	}
 	s.stop()
-	id, err := s.keys.Load(nil)
+	id, err := s.keys.Reload()
 	if err != nil {
 		return "", err
 	}
@@ -395,7 +398,7 @@ func (s *membership) join(ctx context.Context, done chan struct{}, saved savedSt
 		return fail(err)
 	}
 	saved.JoinInProgress = false
-	if err := errors.Join(os.MkdirAll(s.dir, 0o700), saved.save(s.dir), s.keys.Save(id)); err != nil {
+	if err := errors.Join(os.MkdirAll(s.dir, 0o700), saved.save(s.dir), saveJoined(ctx, s.keys, id, saved.RemoteAddr)); err != nil {
 		return fail(err)
 	}
 	m, err := newMember(s.cfg, s.dir, saved, s.keys, id)
@@ -413,6 +416,24 @@ func (s *membership) join(ctx context.Context, done chan struct{}, saved savedSt
 	}
 	s.cfg.Log.Info("joined swarm", slog.String("node_id", m.creds.NodeID()), slog.String("role", m.creds.Role()))
 	return nil
+}
+
+// saveJoined makes the identity that a join brought durable.
+func saveJoined(ctx context.Context, keys *keystore.Store, id keystore.Identity, addr string) error {
+	root, err := pki.ParseRoot(id.RootPEM, nil)
+	if err != nil {
+		return err
+	}
+	material, err := wire.NewMaterial(root, id.ChainPEM, id.Key)
+	if err != nil {
+		return err
+	}
+	creds := new(wire.Credentials)
+	creds.Set(material)
+	if creds.Role() != pki.ManagerRole {
+		return keys.SaveWorker(id)
+	}
+	return saveManager(ctx, keys, id, creds, addr)
 }
 
 // Leave implements dockerapi.Swarm.
@@ -500,20 +521,52 @@ func eachContainer(ctx context.Context, cfg *Config, f func(*container.InspectRe
 }
 
 // Unlock implements dockerapi.Swarm.
-func (s *membership) Unlock(_ context.Context, req swarm.UnlockRequest) error {
-	if s.Status().LocalNodeState != swarm.LocalNodeStateLocked {
-		return model.Errorf(model.Conflict, "swarm is not locked")
-	}
-	if _, err := pki.ParseUnlockKey(req.UnlockKey); err != nil {
+func (s *membership) Unlock(ctx context.Context, req swarm.UnlockRequest) error {
+	end, err := s.begin(ctx)
+	if err != nil {
 		return err
 	}
-	return model.Errorf(model.Unimplemented, "unlocking a swarm is not implemented by skep yet")
+	defer end()
+	s.mu.Lock()
+	state, saved := s.state, s.pending
+	s.mu.Unlock()
+	if state != swarm.LocalNodeStateLocked {
+		return model.Errorf(model.Conflict, "swarm is not locked")
+	}
+	kek, err := pki.ParseUnlockKey(req.UnlockKey)
+	if err != nil {
+		return err
+	}
+	id, err := s.keys.Load(kek)
+	if err != nil {
+		return err
+	}
+	m, err := newMember(s.cfg, s.dir, saved, s.keys, id)
+	if err != nil {
+		return err
+	}
+	s.start(m)
+	s.cfg.Log.Info("swarm unlocked", slog.String("node_id", m.creds.NodeID()))
+	// The others may still be locked, so that there is no leader to wait for.
+	wait, cancel := context.WithTimeout(ctx, unlockTimeout)
+	defer cancel()
+	if err := s.active(wait, m); err != nil && wait.Err() == nil {
+		return err
+	}
+	return nil
 }
 
 // UnlockKey implements dockerapi.Swarm.
-func (s *membership) UnlockKey(context.Context) (string, error) {
-	_, err := s.role()
-	return "", err
+func (s *membership) UnlockKey(ctx context.Context) (string, error) {
+	role, err := s.role()
+	if err != nil {
+		return "", err
+	}
+	resp, err := api.NewCAClient(role.route()).GetUnlockKey(ctx, new(api.GetUnlockKeyRequest))
+	if err != nil {
+		return "", err
+	}
+	return pki.EncodeUnlockKey(resp.GetUnlockKey()), nil
 }
 
 // Status implements dockerapi.Swarm.
@@ -535,7 +588,9 @@ func (s *membership) Status() swarm.Info {
 		for _, r := range m.remotes.list() {
 			info.RemoteManagers = append(info.RemoteManagers, swarm.Peer{NodeID: r.NodeID, Addr: r.Addr})
 		}
-	case swarm.LocalNodeStateInactive, swarm.LocalNodeStateLocked:
+	case swarm.LocalNodeStateLocked:
+		info.NodeAddr = hostOf(pending.AdvertiseAddr)
+	case swarm.LocalNodeStateInactive:
 	}
 	return info
 }

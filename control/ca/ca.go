@@ -63,13 +63,7 @@ func (s *Server) GetUnlockKey(context.Context, *api.GetUnlockKeyRequest) (*api.G
 	if cluster == nil {
 		return nil, status.Error(codes.Aborted, "CA signer is still starting")
 	}
-	resp := &api.GetUnlockKeyResponse{Version: cluster.GetMeta().GetVersion()}
-	for _, k := range cluster.GetUnlockKeys() {
-		if k.GetSubsystem() == pki.ManagerRole {
-			resp.UnlockKey = k.GetKey()
-		}
-	}
-	return resp, nil
+	return &api.GetUnlockKeyResponse{Version: cluster.GetMeta().GetVersion(), UnlockKey: pki.ManagersKEK(cluster)}, nil
 }
 
 // IssueNodeCertificate records a request: a renewal for the caller's own node if it has a

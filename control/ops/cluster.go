@@ -2,6 +2,7 @@ package ops
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/skep-dev/skep/api"
@@ -86,9 +87,6 @@ func (o *Ops) UpdateCluster(ctx context.Context, req *api.UpdateClusterRequest) 
 		if old == nil || old.GetId() != req.GetClusterId() {
 			return notFound("cluster", req.GetClusterId())
 		}
-		if err := checkSecurity(old.GetSpec(), req.GetSpec(), req.GetRotation()); err != nil {
-			return err
-		}
 		updated = model.Clone(old)
 		updated.Meta = at(old.GetMeta(), req.GetClusterVersion())
 		updated.Spec = model.Clone(req.GetSpec())
@@ -96,6 +94,9 @@ func (o *Ops) UpdateCluster(ctx context.Context, req *api.UpdateClusterRequest) 
 			return err
 		}
 		if err := o.rotateTokens(updated, req.GetRotation()); err != nil {
+			return err
+		}
+		if err := o.lock(updated, req.GetRotation().GetManagerUnlockKey()); err != nil {
 			return err
 		}
 		purgeBlacklist(updated, tx.Now())
@@ -117,18 +118,23 @@ func validateCluster(spec *api.ClusterSpec) error {
 	return nil
 }
 
-// checkSecurity refuses by name what is not there yet.
-func checkSecurity(old, spec *api.ClusterSpec, rotation *api.KeyRotation) error {
-	var feature string
-	switch {
-	case spec.GetEncryptionConfig().GetAutoLockManagers() != old.GetEncryptionConfig().GetAutoLockManagers():
-		feature = "autolock"
-	case rotation.GetManagerUnlockKey():
-		feature = "rotation of the unlock key"
-	default:
+// lock gives the managers an unlock key, another one if rotate is set, or takes it away, as
+// the cluster's spec says.
+func (o *Ops) lock(c *api.Cluster, rotate bool) error {
+	on, has := c.GetSpec().GetEncryptionConfig().GetAutoLockManagers(), pki.ManagersKEK(c) != nil
+	if on == has && (!on || !rotate) {
 		return nil
 	}
-	return model.Errorf(model.Unimplemented, "swarm update: %s is not implemented by skep yet", feature)
+	c.UnlockKeys = slices.DeleteFunc(c.UnlockKeys, func(k *api.EncryptionKey) bool { return k.GetSubsystem() == pki.ManagerRole })
+	if !on {
+		return nil
+	}
+	kek, err := pki.NewKEK(o.random)
+	if err != nil {
+		return err
+	}
+	c.UnlockKeys = append(c.UnlockKeys, &api.EncryptionKey{Subsystem: pki.ManagerRole, Key: kek})
+	return nil
 }
 
 // rotateTokens gives the chosen roles new tokens for the present root.

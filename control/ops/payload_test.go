@@ -11,6 +11,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/control/ops"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
 )
 
 const badName = "invalid name, only 64 [a-zA-Z0-9-_.] characters allowed, and the start and end character must be [a-zA-Z0-9]"
@@ -140,8 +141,6 @@ func TestUpdateCluster(t *testing.T) {
 		{"nothing", func(*api.ClusterSpec) {}, nil, codes.OK, ""},
 		{"expiry", func(s *api.ClusterSpec) { s.CaConfig.NodeCertExpiry = durationpb.New(time.Minute) }, nil, codes.InvalidArgument, "minimum certificate expiry time is: 1h0m0s"},
 		{"heartbeat", func(s *api.ClusterSpec) { s.Dispatcher = &api.DispatcherConfig{HeartbeatPeriod: durationpb.New(-1)} }, nil, codes.InvalidArgument, "heartbeat time period cannot be a negative duration"},
-		{"autolock", func(s *api.ClusterSpec) { s.EncryptionConfig.AutoLockManagers = true }, nil, codes.Unimplemented, "swarm update: autolock is not implemented by skep yet"},
-		{"unlock key", func(*api.ClusterSpec) {}, &api.KeyRotation{ManagerUnlockKey: true}, codes.Unimplemented, "swarm update: rotation of the unlock key is not implemented by skep yet"},
 		{"given key alone", func(s *api.ClusterSpec) { s.CaConfig.SigningCaKey = []byte("x") }, nil, codes.InvalidArgument, "if a signing CA key is provided, the signing CA cert must also be provided"},
 		{"given root", func(s *api.ClusterSpec) { s.CaConfig.SigningCaCert = []byte("x") }, nil, codes.InvalidArgument, "invalid signing CA: no certificate"},
 		{"external CA", func(s *api.ClusterSpec) { s.CaConfig.ExternalCas = []*api.ExternalCA{{Url: "https://ca"}} }, nil, codes.InvalidArgument, "this manager reaches no external CA"},
@@ -170,6 +169,45 @@ func TestUpdateCluster(t *testing.T) {
 				t.Errorf("tokens: %v", tokens)
 			}
 		})
+	}
+}
+
+func TestUpdateClusterLocks(t *testing.T) {
+	o, state := newOps(t, nil, aCluster()) // which holds the key of another subsystem
+	keys := map[string]bool{}
+	for _, tt := range []struct {
+		name           string
+		lock, rotate   bool
+		keys           int
+		another, fresh bool
+	}{
+		{"off, rotated", false, true, 1, false, false},
+		{"on", true, false, 2, true, true},
+		{"still on", true, false, 2, true, false},
+		{"rotated", true, true, 2, true, true},
+		{"off", false, false, 1, false, false},
+		{"on again", true, false, 2, true, true},
+	} {
+		read, err := o.GetCluster(t.Context(), &api.GetClusterRequest{ClusterId: "cluster"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := read.GetCluster().GetSpec()
+		s.EncryptionConfig = &api.EncryptionConfig{AutoLockManagers: tt.lock}
+		resp, err := o.UpdateCluster(t.Context(), &api.UpdateClusterRequest{
+			ClusterId: "cluster", ClusterVersion: version(t, state, model.Clusters, "cluster"), Spec: s,
+			Rotation: &api.KeyRotation{ManagerUnlockKey: tt.rotate},
+		})
+		if err != nil || resp.GetCluster().GetUnlockKeys() != nil {
+			t.Fatalf("%s: %v, %v", tt.name, resp, err)
+		}
+		c := state.View().Cluster()
+		kek := pki.ManagersKEK(c)
+		fresh := kek != nil && !keys[string(kek)]
+		keys[string(kek)] = true
+		if len(c.GetUnlockKeys()) != tt.keys || (len(kek) == pki.KEKLength) != tt.another || fresh != tt.fresh {
+			t.Errorf("%s: %d keys, the managers' is %x, fresh %t", tt.name, len(c.GetUnlockKeys()), kek, fresh)
+		}
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
 )
 
@@ -167,6 +168,25 @@ func lowerKeys(in map[string]string) map[string]string {
 		out[strings.ToLower(k)] = in[k]
 	}
 	return out
+}
+
+// NewKEK makes a key encryption key.
+func NewKEK(random io.Reader) ([]byte, error) {
+	kek := make([]byte, KEKLength)
+	if _, err := io.ReadFull(random, kek); err != nil {
+		return nil, fmt.Errorf("make unlock key: %w", err)
+	}
+	return kek, nil
+}
+
+// ManagersKEK returns the key encryption key of a swarm's managers, nil where there is none.
+func ManagersKEK(c *api.Cluster) []byte {
+	for _, k := range c.GetUnlockKeys() {
+		if k.GetSubsystem() == ManagerRole {
+			return k.GetKey()
+		}
+	}
+	return nil
 }
 
 // EncodeUnlockKey writes a key encryption key as people type it.

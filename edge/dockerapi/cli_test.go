@@ -118,7 +118,15 @@ func TestTour(t *testing.T) {
 	}
 	d.run("swarm", "update", "--task-history-limit", "3")
 	wantAll(t, d.run("info"), "Task History Retention Limit: 3")
-	d.fails("autolock is not implemented by skep yet", "swarm", "update", "--autolock")
+	d.fails("cannot rotate because autolock is not turned on", "swarm", "unlock-key", "--rotate")
+	wantAll(t, d.run("swarm", "update", "--autolock"), "docker swarm unlock", unlockKey)
+	wantAll(t, d.run("info"), "Autolock Managers: true")
+	if got := strings.TrimSpace(d.run("swarm", "unlock-key", "-q", "--rotate")); got != unlockKey {
+		t.Errorf("unlock key %q", got)
+	}
+	d.fails("swarm is not locked", "swarm", "unlock")
+	d.run("swarm", "update", "--autolock=false")
+	d.fails("no unlock key is set", "swarm", "unlock-key")
 	wantAll(t, d.run("network", "ls"), "bridge", "host", "none")
 	d.run("network", "create", "-d", "overlay", "--attachable", "--subnet", "10.9.0.0/16", "--ip-range", "10.9.4.0/24", "--gateway", "10.9.0.1", "--label", "a=b", "x")
 	wantAll(t, d.run("network", "inspect", "x"), `"Subnet": "10.9.0.0/16"`, `"IPRange": "10.9.4.0/24"`, `"Gateway": "10.9.0.1"`, `"Attachable": true`, `"a": "b"`)

@@ -142,7 +142,15 @@ func (d *daemon) Unlock(context.Context, swarm.UnlockRequest) error {
 	return model.Errorf(model.Conflict, "swarm is not locked")
 }
 
-func (d *daemon) UnlockKey(context.Context) (string, error) { return "", nil }
+// unlockKey is what a locked swarm shows, whatever its key is.
+const unlockKey = "SWMKEY-1-AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
+
+func (d *daemon) UnlockKey(context.Context) (string, error) {
+	if !d.state.View().Cluster().GetSpec().GetEncryptionConfig().GetAutoLockManagers() {
+		return "", nil
+	}
+	return unlockKey, nil
+}
 
 func (d *daemon) check() error {
 	d.mu.Lock()

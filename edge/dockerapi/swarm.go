@@ -7,6 +7,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/edge/dockerapi/convert"
 	"github.com/skep-dev/skep/edge/dockerapi/httpapi"
 )
@@ -55,14 +56,20 @@ func (a *API) unlockSwarm(w http.ResponseWriter, r *http.Request) error {
 	if err := httpapi.ReadJSON(w, r, &req); err != nil {
 		return err
 	}
-	return a.swarm.Unlock(r.Context(), req)
+	err := a.swarm.Unlock(r.Context(), req)
+	if model.KindOf(err) == model.Denied {
+		return httpapi.Errorf(http.StatusUnauthorized, "%s", err)
+	}
+	return err
 }
 
 func (a *API) unlockKey(w http.ResponseWriter, r *http.Request) error {
 	if _, err := a.manager.Control(); err != nil {
 		return err
 	}
-	key, err := a.swarm.UnlockKey(r.Context())
+	ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+	defer cancel()
+	key, err := a.swarm.UnlockKey(ctx)
 	if err != nil {
 		return err
 	}

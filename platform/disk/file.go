@@ -30,10 +30,16 @@ func WriteFile(path string, data []byte, mode os.FileMode) (err error) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if err = os.Rename(f.Name(), path); err != nil {
+	return Replace(f.Name(), path)
+}
+
+// Replace puts the file at from, which is durable, in the place of the one at path and
+// returns when that is durable.
+func Replace(from, path string) error {
+	if err := os.Rename(from, path); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return syncDir(filepath.Dir(path))
 }
 
 func syncDir(dir string) error {

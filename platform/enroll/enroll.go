@@ -173,13 +173,19 @@ func UnlockKey(ctx context.Context, creds *wire.Credentials, addr string) (kek [
 		return nil, 0, err
 	}
 	defer conn.Close() //nolint:errcheck // nothing is lost
-	call, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	resp, err := api.NewCAClient(conn).GetUnlockKey(call, new(api.GetUnlockKeyRequest))
-	if status.Code(err) == codes.Unimplemented {
-		return nil, 0, nil
+	for left := attempts; ; left-- {
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		resp, err := api.NewCAClient(conn).GetUnlockKey(call, new(api.GetUnlockKeyRequest))
+		cancel()
+		switch {
+		case status.Code(err) == codes.Unimplemented:
+			return nil, 0, nil
+		case err == nil:
+			return resp.GetUnlockKey(), resp.GetVersion().GetIndex(), nil
+		case left == 1 || !passing(err) || sleep(ctx, retryAfter) != nil:
+			return nil, 0, err
+		}
 	}
-	return resp.GetUnlockKey(), resp.GetVersion().GetIndex(), err
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

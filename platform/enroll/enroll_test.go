@@ -248,7 +248,7 @@ func (a *authority) renewing() (r *Renewer, creds *wire.Credentials, stop func()
 			conn, err := wire.Dial(creds, addr, pki.ManagerRole)
 			return conn, func() { conn.Close() }, err
 		},
-		Save: func(id keystore.Identity) error {
+		Save: func(_ context.Context, id keystore.Identity) error {
 			m, err := wire.NewMaterial(a.root, id.ChainPEM, id.Key)
 			if err == nil {
 				creds.Set(m)

@@ -29,7 +29,7 @@ type Renewer struct {
 	// Connect reaches a manager with the current certificate; done gives it back.
 	Connect func(ctx context.Context) (conn grpc.ClientConnInterface, done func(), err error)
 	// Save makes a new identity durable and active.
-	Save func(keystore.Identity) error
+	Save func(ctx context.Context, id keystore.Identity) error
 	Log  *slog.Logger
 
 	// force carries the role that a renewal must bring; "" for any.
@@ -122,7 +122,7 @@ func (r *Renewer) renew(ctx context.Context, role string) error {
 	if err != nil {
 		return err
 	}
-	if err := r.Save(keystore.Identity{RootPEM: now.Root.CertPEM, ChainPEM: chain, Key: key}); err != nil {
+	if err := r.Save(ctx, keystore.Identity{RootPEM: now.Root.CertPEM, ChainPEM: chain, Key: key}); err != nil {
 		return err
 	}
 	r.Log.Info("certificate renewed", slog.String("node_id", r.Credentials.NodeID()), slog.String("role", r.Credentials.Role()))

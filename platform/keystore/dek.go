@@ -1,6 +1,7 @@
 package keystore
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/platform/disk"
 )
 
@@ -17,6 +19,12 @@ const (
 	dekHeader     = "raft-dek"
 	pendingHeader = "raft-dek-pending"
 	wantedHeader  = "raft-dek-needs-rotation"
+)
+
+// Headers of our own, which SwarmKit carries along: the keys of the task database.
+const (
+	taskHeader    = "skep-task-key"
+	oldTaskHeader = "skep-task-key-old"
 )
 
 // DEKs returns the key that the raft log is sealed with, made when there is none, and the
@@ -69,7 +77,129 @@ func (s *Store) FinishRotation() error {
 	}
 	headers := maps.Clone(s.file.Headers)
 	delete(headers, pendingHeader)
-	return s.sealKeys(headers, map[string][]byte{dekHeader: pending})
+	if err := s.sealKeys(headers, map[string][]byte{dekHeader: pending}); err != nil {
+		return err
+	}
+	s.askRotation() // another one may have been requested during this one
+	return nil
+}
+
+// askRotation passes a request for a rotation on, if there is one. Callers hold mu.
+func (s *Store) askRotation() {
+	if s.file.Headers[wantedHeader] != "true" {
+		return
+	}
+	select {
+	case s.rotate <- struct{}{}:
+	default:
+	}
+}
+
+// Follow takes over the key encryption key that the swarm has at a version of its cluster
+// object, empty when it does not lock its managers: the key file is written again, sealed
+// with it. What is not newer than the one in use changes nothing. locked says that the key
+// file was in the clear before: then a rotation of the data encryption key is requested,
+// and the private key should be replaced, for both lay readable on the disk.
+func (s *Store) Follow(kek []byte, version uint64) (locked bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	same := bytes.Equal(kek, s.kek)
+	switch {
+	case s.file.Key == nil:
+		return false, ErrNone
+	case s.worker:
+		return false, nil // no manager any more
+	case version == s.kekVersion && !same:
+		return false, model.Errorf(model.Internal, "the unlock key at version %d is another than the one in use", version)
+	case version <= s.kekVersion || same:
+		return false, nil
+	}
+	locked = len(s.kek) == 0
+	if err := s.rekey(kek, version); err != nil {
+		return false, err
+	}
+	s.askRotation()
+	return locked, nil
+}
+
+// Locks reports whether the key file is sealed.
+func (s *Store) Locks() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.kek) > 0
+}
+
+// rekey writes the key file with all its keys sealed with kek, and requests a rotation of
+// keys that were in the clear until then. Callers hold mu.
+func (s *Store) rekey(kek []byte, version uint64) error {
+	headers, keys := maps.Clone(s.file.Headers), map[string][]byte{}
+	for _, header := range sealedHeaders() {
+		key, err := s.openKey(header)
+		if err != nil {
+			return err
+		}
+		if key != nil {
+			keys[header] = key
+		}
+	}
+	if len(s.kek) == 0 && len(kek) > 0 {
+		if keys[dekHeader] != nil {
+			headers[wantedHeader] = "true"
+		}
+		if keys[taskHeader] != nil {
+			keys[oldTaskHeader], keys[taskHeader] = keys[taskHeader], newDEK()
+		}
+	}
+	oldKEK, oldVersion := s.kek, s.kekVersion
+	s.kek, s.kekVersion = bytes.Clone(kek), version
+	if err := s.sealKeys(headers, keys); err != nil {
+		s.kek, s.kekVersion = oldKEK, oldVersion
+		return err
+	}
+	return nil
+}
+
+func sealedHeaders() []string {
+	return []string{dekHeader, pendingHeader, taskHeader, oldTaskHeader}
+}
+
+// TaskKeys returns the keys of the node's task database: the one to seal with, made when
+// there is none, and behind it the one before, as long as records may be sealed with it.
+func (s *Store) TaskKeys() ([][]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.file.Key == nil {
+		return nil, ErrNone
+	}
+	current, err := s.openKey(taskHeader)
+	if err != nil {
+		return nil, err
+	}
+	old, err := s.openKey(oldTaskHeader)
+	switch {
+	case err != nil:
+		return nil, err
+	case current == nil:
+		current = newDEK()
+		err := s.sealKeys(maps.Clone(s.file.Headers), map[string][]byte{taskHeader: current})
+		return [][]byte{current}, err
+	case old == nil:
+		return [][]byte{current}, nil
+	default:
+		return [][]byte{current, old}, nil
+	}
+}
+
+// ForgetOldTaskKey says that no record is sealed with the task key before the current one.
+func (s *Store) ForgetOldTaskKey() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.file.Headers[oldTaskHeader]; !ok {
+		return nil
+	}
+	headers := maps.Clone(s.file.Headers)
+	delete(headers, oldTaskHeader)
+	return s.writeKey(headers)
 }
 
 // ForgetDEKs removes all data encryption keys: the node is no manager any more.

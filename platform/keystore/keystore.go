@@ -56,13 +56,25 @@ type Store struct {
 	// kek encrypts the key file; empty unless managers are locked.
 	kek        []byte
 	kekVersion uint64
-	rotate     chan struct{}
+	// worker is set once the identity was replaced by a worker's.
+	worker bool
+	rotate chan struct{}
 }
 
 // Open returns the store of a directory, which it makes if it is missing.
 func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open certificates: %w", err)
+	}
+	// A write that was cut short may have left a key in the clear that is sealed by now.
+	stale, err := filepath.Glob(filepath.Join(dir, "."+keyFile+".*"))
+	if err != nil {
+		return nil, fmt.Errorf("open certificates: %w", err)
+	}
+	for _, path := range stale {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("open certificates: %w", err)
+		}
 	}
 	return &Store{dir: dir, rotate: make(chan struct{}, 1)}, nil
 }
@@ -74,6 +86,17 @@ func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
 func (s *Store) Load(kek []byte) (Identity, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.load(kek)
+}
+
+// Reload is Load with the key encryption key that is in use.
+func (s *Store) Reload() (Identity, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.load(s.kek)
+}
+
+func (s *Store) load(kek []byte) (Identity, error) {
 	root, err := os.ReadFile(s.path(rootFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return Identity{}, ErrNone
@@ -98,6 +121,7 @@ func (s *Store) Load(kek []byte) (Identity, error) {
 	}
 	s.file, s.kek = file, kek
 	s.kekVersion, _ = strconv.ParseUint(file.Headers[kekVersionHeader], 10, 64)
+	s.worker = false
 	return Identity{RootPEM: root, ChainPEM: chain, Key: file.Key}, nil
 }
 
@@ -132,18 +156,44 @@ func (s *Store) SaveRoot(rootPEM []byte) error {
 	return disk.WriteFile(s.path(rootFile), rootPEM, 0o644)
 }
 
-// Save replaces root, certificate and key. The headers of the key file stay.
+// Save replaces root, certificate and key. The headers of the key file stay, and the key
+// that encrypts it.
 func (s *Store) Save(id Identity) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.save(id, func() error { return s.writeKey(s.file.Headers) })
+}
+
+// SaveManager is Save for a node that becomes a manager, under the key encryption key of
+// the swarm, which is empty when the swarm does not lock its managers.
+func (s *Store) SaveManager(id Identity, kek []byte, version uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.worker = false
+	return s.save(id, func() error { return s.rekey(kek, version) })
+}
+
+// SaveWorker is Save for a node that becomes a worker: its key file is in the clear, and
+// Follow leaves it so.
+func (s *Store) SaveWorker(id Identity) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.worker = true
+	return s.save(id, func() error { return s.rekey(nil, 0) })
+}
+
+// save does what Save promises; writeKey writes the key file. Callers hold mu.
+func (s *Store) save(id Identity, writeKey func() error) error {
 	if err := s.SaveRoot(id.RootPEM); err != nil {
 		return err
 	}
 	if err := disk.WriteFile(s.path(pendingCert), id.ChainPEM, 0o644); err != nil {
 		return err
 	}
+	old := s.file.Key
 	s.file.Key = id.Key
-	if err := s.writeKey(s.file.Headers); err != nil {
+	if err := writeKey(); err != nil {
+		s.file.Key = old
 		return err
 	}
 	if err := os.Rename(s.path(pendingCert), s.path(certFile)); err != nil {
@@ -172,7 +222,7 @@ func (s *Store) writeKey(headers map[string]string) error {
 func (s *Store) Clear() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.file, s.kek, s.kekVersion = pki.KeyFile{}, nil, 0
+	s.file, s.kek, s.kekVersion, s.worker = pki.KeyFile{}, nil, 0, false
 	var errs []error
 	for _, name := range []string{keyFile, certFile, pendingCert, rootFile, rootKeyFile} {
 		if err := os.Remove(s.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -265,3 +265,183 @@ func TestDataKeys(t *testing.T) {
 		t.Errorf("a forgotten key came back: %x, %v", c, err)
 	}
 }
+
+// sealedFile returns whether the key file is encrypted, and its text.
+func sealedFile(t *testing.T, s *Store) (bool, string) {
+	t.Helper()
+	data, err := os.ReadFile(s.path(keyFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Contains(data, []byte("BEGIN ENCRYPTED PRIVATE KEY")), string(data)
+}
+
+func kekOf(b byte) []byte { return bytes.Repeat([]byte{b}, pki.KEKLength) }
+
+func TestFollow(t *testing.T) {
+	one, two := kekOf(1), kekOf(2)
+	for _, tt := range []struct {
+		name             string
+		kek              []byte
+		version          uint64
+		newKEK           []byte
+		newVersion       uint64
+		changes, rotates bool
+		fails            bool
+	}{
+		{"lock", nil, 3, one, 4, true, true, false},
+		{"rotate", one, 3, two, 4, true, false, false},
+		{"unlock", one, 3, nil, 4, true, false, false},
+		{"same key, newer", one, 3, one, 4, false, false, false},
+		{"never locked", nil, 3, nil, 4, false, false, false},
+		{"older", one, 3, two, 2, false, false, false},
+		{"older, unlocked", nil, 3, one, 2, false, false, false},
+		{"same version, another key", one, 3, two, 3, false, false, true},
+		{"same version, same key", one, 3, one, 3, false, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := mustOpen(t, t.TempDir())
+			if err := s.SaveManager(identity(t, authority(t)), tt.kek, tt.version); err != nil {
+				t.Fatal(err)
+			}
+			dek, _, err := s.DEKs()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, before := sealedFile(t, s)
+			locked, err := s.Follow(tt.newKEK, tt.newVersion)
+			if (err != nil) != tt.fails || locked != tt.rotates {
+				t.Fatalf("locked %t, %v", locked, err)
+			}
+			sealed, after := sealedFile(t, s)
+			want := tt.kek
+			if tt.changes {
+				want = tt.newKEK
+			}
+			if (before != after) != tt.changes || sealed != (len(want) > 0) || s.Locks() != sealed {
+				t.Errorf("the key file changed %t and is sealed %t", before != after, sealed)
+			}
+			select {
+			case <-s.RotationWanted():
+				if !tt.rotates {
+					t.Error("a rotation of the data key was asked for")
+				}
+			default:
+				if tt.rotates {
+					t.Error("no rotation of the data key was asked for")
+				}
+			}
+			// A new process opens it with the key that counts now, and with no other.
+			again := mustOpen(t, s.dir)
+			if len(want) > 0 {
+				for _, wrong := range [][]byte{nil, kekOf(9)} {
+					if _, err := again.Load(wrong); !errors.Is(err, pki.ErrLocked) {
+						t.Errorf("load with a wrong key: %v", err)
+					}
+				}
+			}
+			if _, err := again.Load(want); err != nil {
+				t.Fatal(err)
+			}
+			if got, _, err := again.DEKs(); err != nil || !bytes.Equal(got, dek) {
+				t.Errorf("the data key is %x, %v; want %x", got, err, dek)
+			}
+			pending, err := again.BeginRotation()
+			if err != nil || (pending != nil) != tt.rotates {
+				t.Errorf("pending data key %x, %v", pending, err)
+			}
+		})
+	}
+}
+
+// A swarm that is locked, unlocked and locked again while the data key still rotates gets
+// another rotation after that one.
+func TestLockDuringRotation(t *testing.T) {
+	s := mustOpen(t, t.TempDir())
+	if err := s.SaveManager(identity(t, authority(t)), nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	first, _, err := s.DEKs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	follow := func(kek []byte, version uint64) {
+		t.Helper()
+		if _, err := s.Follow(kek, version); err != nil {
+			t.Fatal(err)
+		}
+	}
+	follow(kekOf(1), 1)
+	<-s.RotationWanted()
+	pending, err := s.BeginRotation()
+	if err != nil || pending == nil {
+		t.Fatal(pending, err)
+	}
+	follow(nil, 2)
+	follow(kekOf(2), 3)
+	<-s.RotationWanted()
+	if again, err := s.BeginRotation(); err != nil || !bytes.Equal(again, pending) {
+		t.Fatalf("the pending key changed: %v", err)
+	}
+	if err := s.FinishRotation(); err != nil {
+		t.Fatal(err)
+	}
+	<-s.RotationWanted()
+	last, err := s.BeginRotation()
+	if err != nil || last == nil || bytes.Equal(last, pending) || bytes.Equal(last, first) {
+		t.Fatalf("no second rotation: %x, %v", last, err)
+	}
+}
+
+func TestTaskKeys(t *testing.T) {
+	s := mustOpen(t, t.TempDir())
+	root := authority(t)
+	if _, err := s.TaskKeys(); !errors.Is(err, ErrNone) {
+		t.Errorf("task key without an identity: %v", err)
+	}
+	if err := s.SaveWorker(identity(t, root)); err != nil {
+		t.Fatal(err)
+	}
+	keys := func(n int) [][]byte {
+		t.Helper()
+		got, err := s.TaskKeys()
+		if err != nil || len(got) != n {
+			t.Fatalf("%d task keys, %v; want %d", len(got), err, n)
+		}
+		return got
+	}
+	open := keys(1)[0]
+	// Promoted into a locked swarm: what lay in the clear seals nothing new.
+	if err := s.SaveManager(identity(t, root), kekOf(1), 7); err != nil {
+		t.Fatal(err)
+	}
+	both := keys(2)
+	if bytes.Equal(both[0], open) || !bytes.Equal(both[1], open) {
+		t.Error("locking did not replace the task key")
+	}
+	if err := s.ForgetOldTaskKey(); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(keys(1)[0], both[0]) {
+		t.Error("the new task key went with the old one")
+	}
+	if err := s.Save(identity(t, root)); err != nil { // a renewal
+		t.Fatal(err)
+	}
+	if sealed, _ := sealedFile(t, s); !sealed {
+		t.Error("a renewal opened the key file")
+	}
+	// Demoted: in the clear, and changes of the swarm's key are not for it.
+	if err := s.SaveWorker(identity(t, root)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Follow(kekOf(2), 9); err != nil {
+		t.Fatal(err)
+	}
+	if sealed, _ := sealedFile(t, s); sealed {
+		t.Error("a worker's key file is sealed")
+	}
+	if !bytes.Equal(keys(1)[0], both[0]) {
+		t.Error("demotion lost the task key")
+	}
+}

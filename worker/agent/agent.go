@@ -23,13 +23,15 @@ type Engine interface {
 	Puller
 }
 
-// Config is what an Agent works with. All fields are required but Networks and
+// Config is what an Agent works with. All fields are required but Keys, Networks and
 // Registerer.
 type Config struct {
 	NodeID   string
 	Hostname string
 	// Dir holds the task database.
-	Dir    string
+	Dir string
+	// Keys seal the task database; nil leaves it in the clear.
+	Keys   Keys
 	Engine Engine
 	// Connect reaches a manager for one session; done gives the connection back and says
 	// whether the session got anywhere.
@@ -76,7 +78,7 @@ func (a *Agent) DescriptionChanged() {
 // Run resumes the tasks of the database and keeps a session with some manager until ctx
 // ends. Tasks keep running then.
 func (a *Agent) Run(ctx context.Context) error {
-	db, err := openDatabase(a.cfg.Dir)
+	db, err := openDatabase(a.cfg.Dir, a.cfg.Keys)
 	if err != nil {
 		return err
 	}

@@ -267,7 +267,7 @@ func TestSecretsArriveLate(t *testing.T) {
 			SecretId: "secret", SecretName: "key",
 			Target: &api.SecretReference_File{File: &api.FileTarget{Name: "key", Uid: "0", Gid: "0", Mode: 0o400}},
 		}}
-		db, err := openDatabase(r.dir)
+		db, err := openDatabase(r.dir, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
