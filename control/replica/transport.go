@@ -24,6 +24,12 @@ const (
 	peerQueue = 4096
 	// sendWatchdog ends a call that makes no progress.
 	sendWatchdog = 2 * time.Second
+	// patience is how long one message's answer is waited for before the next is sent: on a
+	// near network as long as it takes, which keeps them in order and the calls few; on a far
+	// one answers take longer than the pauses between heartbeats, and would fall behind.
+	patience = 10 * time.Millisecond
+	// maxUnanswered bounds the calls to one peer; further messages stay in its queue.
+	maxUnanswered = 256
 	// maxMessage is the most that a receiver takes in one gRPC message.
 	maxMessage = 4 << 20
 	// redialAfter is how often a connection that fails is tried again at once.
@@ -181,7 +187,8 @@ func (m *member) send(msgs []*raftpb.Message) {
 	}
 }
 
-// run sends what is queued, in order, until ctx ends.
+// run sends what is queued until ctx ends: in order, which raft does not need and which
+// makes it fast.
 func (p *peer) run(ctx context.Context) {
 	conn, err := p.t.r.cfg.Dial(ctx, p.addr)
 	if err != nil {
@@ -193,9 +200,12 @@ func (p *peer) run(ctx context.Context) {
 	defer p.isActive.Store(false)
 	_, err = api.NewHealthClient(conn).Check(ctx, &api.HealthCheckRequest{Service: HealthRaft})
 	p.isActive.Store(err == nil)
-	var snapshots sync.WaitGroup
-	defer snapshots.Wait()
-	var redialed time.Time
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	unanswered := make(chan struct{}, maxUnanswered)
+	slow := time.NewTimer(patience)
+	defer slow.Stop()
+	redial := &redial{conn: conn}
 	for {
 		var msg *raftpb.Message
 		select {
@@ -205,13 +215,47 @@ func (p *peer) run(ctx context.Context) {
 		}
 		if msg.GetType() == raftpb.MsgSnap {
 			// Beside the rest, for it takes long and heartbeats must not wait.
-			snapshots.Go(func() { p.deliver(ctx, conn, msg) })
+			calls.Go(func() { p.deliver(ctx, conn, msg) })
 			continue
 		}
-		if !p.deliver(ctx, conn, msg) && time.Since(redialed) > redialAfter {
-			redialed = time.Now()
-			conn.ResetConnectBackoff()
+		select {
+		case unanswered <- struct{}{}:
+		case <-ctx.Done():
+			return
 		}
+		answered := make(chan struct{})
+		calls.Go(func() {
+			defer close(answered)
+			if !p.deliver(ctx, conn, msg) {
+				redial.try()
+			}
+			<-unanswered
+		})
+		slow.Reset(patience)
+		select {
+		case <-answered:
+		case <-slow.C:
+		}
+	}
+}
+
+// redial has a connection that fails tried again soon, and not all the time.
+type redial struct {
+	conn *grpc.ClientConn
+
+	mu   sync.Mutex
+	last time.Time
+}
+
+func (r *redial) try() {
+	r.mu.Lock()
+	again := time.Since(r.last) > redialAfter
+	if again {
+		r.last = time.Now()
+	}
+	r.mu.Unlock()
+	if again {
+		r.conn.ResetConnectBackoff()
 	}
 }
 
