@@ -16,8 +16,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/control/manager"
@@ -45,16 +43,22 @@ type member struct {
 	// founding is set on the first manager of a new swarm.
 	founding *manager.Bootstrap
 	forceNew bool
+	// joining is set while the request to join the swarm has no answer: until then what
+	// goes wrong is told to whoever asked, and not tried again.
+	joining atomic.Bool
 
-	// role has a value when the certificate changed.
+	// role has a value when the certificate changed, or the role that the swarm wants.
 	role    chan struct{}
 	manager atomic.Pointer[managerRole]
 	// joined is closed at the first message of the first session.
 	joined     chan struct{}
 	joinedOnce sync.Once
 
-	mu          sync.Mutex
-	desiredRole string // as the last renewal was asked for
+	mu sync.Mutex
+	// demanded is the role that a renewal was asked for and has not brought yet.
+	demanded string
+	// wanted is the role that this node is to have, by the last session message; "" before.
+	wanted string
 }
 
 // newMember returns a member with an identity that is stored already.
@@ -111,11 +115,12 @@ func (m *member) runRoles(ctx context.Context) error {
 			if err := m.forgetRaft(); err != nil {
 				return err
 			}
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-m.role:
-			}
+			m.waitRole(ctx, nil)
+			continue
+		}
+		if !m.mayJoin() {
+			m.cfg.Log.Info("this node has no state of a manager, waiting for the swarm to say whether it is one", slog.String("node_id", m.creds.NodeID()))
+			m.waitRole(ctx, nil)
 			continue
 		}
 		err := m.runManager(ctx)
@@ -127,20 +132,12 @@ func (m *member) runRoles(ctx context.Context) error {
 			if err := m.forgetRaft(); err != nil {
 				return err
 			}
-			m.force(pki.WorkerRole)
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-m.role:
-			}
-		case m.joinsLater(err):
+			// The session was lost with the manager; the next one says what this node is to be.
+			m.waitRole(ctx, time.After(joinAgainAfter))
+		case err != nil && !m.joining.Load() && m.founding == nil && !m.hasRaft():
+			// It is in the swarm without being a manager, and stays so until it can join.
 			m.cfg.Log.Warn("not a manager yet, trying again", slog.Any("error", err))
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-m.role:
-			case <-time.After(joinAgainAfter):
-			}
+			m.waitRole(ctx, time.After(joinAgainAfter))
 		case err != nil:
 			return fmt.Errorf("manager stopped: %w", err)
 		}
@@ -148,22 +145,29 @@ func (m *member) runRoles(ctx context.Context) error {
 	return nil
 }
 
-// joinAgainAfter is the pause of a promoted node that reached no manager to join.
+// joinAgainAfter is the pause of a manager that could not join the others, or that was
+// taken out.
 const joinAgainAfter = time.Second
 
-// joinsLater reports whether a manager ended before it had joined the others, for a reason
-// that may pass, on a node that is in the swarm already.
-func (m *member) joinsLater(err error) bool {
-	code := status.Code(err)
-	if code != codes.Unavailable && code != codes.DeadlineExceeded || m.hasRaft() || m.founding != nil {
-		return false
-	}
+// waitRole returns when the role may have changed, after has a value, or ctx ends.
+func (m *member) waitRole(ctx context.Context, after <-chan time.Time) {
 	select {
-	case <-m.joined:
-		return true
-	default:
-		return false
+	case <-ctx.Done():
+	case <-m.role:
+	case <-after:
 	}
+}
+
+// mayJoin reports whether a node with the certificate of a manager may run as one. Without
+// raft's state it may have been demoted without having got its new certificate; then it
+// waits until the swarm says which role it is to have.
+func (m *member) mayJoin() bool {
+	if m.hasRaft() || m.founding != nil || m.joining.Load() {
+		return true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.wanted == pki.ManagerRole
 }
 
 // runManager runs the manager until the certificate says otherwise, which returns nil.
@@ -260,10 +264,7 @@ func (m *member) saveIdentity(ctx context.Context, id keystore.Identity) error {
 		return err
 	}
 	m.creds.Set(material)
-	select {
-	case m.role <- struct{}{}:
-	default:
-	}
+	m.roleChanged()
 	m.agent.DescriptionChanged()
 	return nil
 }
@@ -289,23 +290,39 @@ func (m *member) onSession(msg *api.SessionMessage) {
 	}
 	want := pki.RoleOU(node.GetSpec().GetDesiredRole())
 	rotate := node.GetCertificate().GetStatus().GetState() == api.IssuanceStatus_ROTATE
-	if want != m.creds.Role() || rotate {
-		m.force(want)
-	} else {
-		m.mu.Lock()
-		m.desiredRole = ""
-		m.mu.Unlock()
+	m.mu.Lock()
+	if m.wanted != want {
+		m.wanted = want
+		m.roleChanged()
+	}
+	m.mu.Unlock()
+	m.demand(want, want != m.creds.Role() || rotate)
+}
+
+// demand asks for a renewal that brings the role wanted, once for each change of what is
+// wanted. Where none is needed, it takes back a demand for the other role: that would be
+// made until it is met, which can be never, and keep the certificate from being renewed.
+func (m *member) demand(want string, needed bool) {
+	m.mu.Lock()
+	before := m.demanded
+	m.demanded = ""
+	if needed {
+		m.demanded = want
+	}
+	m.mu.Unlock()
+	switch {
+	case needed && before != want:
+		m.renewer.Force(want)
+	case !needed && before != "" && before != want:
+		m.renewer.Force("")
 	}
 }
 
-// force asks for a renewal that brings a role, once for each change of what is wanted.
-func (m *member) force(role string) {
-	m.mu.Lock()
-	again := m.desiredRole == role
-	m.desiredRole = role
-	m.mu.Unlock()
-	if !again {
-		m.renewer.Force(role)
+// roleChanged has runRoles look again.
+func (m *member) roleChanged() {
+	select {
+	case m.role <- struct{}{}:
+	default:
 	}
 }
 

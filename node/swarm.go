@@ -406,9 +406,12 @@ func (s *membership) join(ctx context.Context, done chan struct{}, saved savedSt
 		return fail(err)
 	}
 	m.remotes.add(saved.RemoteAddr)
+	m.joining.Store(true)
 	close(done)
 	s.start(m)
-	if err := s.active(ctx, m); err != nil {
+	err = s.active(ctx, m)
+	m.joining.Store(false)
+	if err != nil {
 		if ctx.Err() == nil {
 			return errors.Join(err, s.clear())
 		}

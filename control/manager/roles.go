@@ -124,13 +124,16 @@ func (m *Manager) leaveRaft(ctx context.Context, nodeID string) bool {
 	return m.member(nodeID) == nil
 }
 
-// removeStrangers takes members out of raft whose node does not exist any more.
+// removeStrangers takes members out of raft whose node does not exist any more, or is a
+// worker.
 func (m *Manager) removeStrangers(ctx context.Context, s *store.Snapshot) {
 	if m.members == nil {
 		return
 	}
 	for _, r := range m.members.Members() {
-		if r.GetNodeId() != m.self && s.Node(r.GetNodeId()) == nil {
+		n := s.Node(r.GetNodeId())
+		worker := n != nil && n.GetRole() == api.NodeRole_WORKER && n.GetSpec().GetDesiredRole() == api.NodeRole_WORKER
+		if r.GetNodeId() != m.self && (n == nil || worker) {
 			m.leaveRaft(ctx, r.GetNodeId())
 		}
 	}

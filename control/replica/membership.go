@@ -166,7 +166,7 @@ func (r *Replica) changeMembership(ctx context.Context, decide func(*member) (*r
 }
 
 // AddMember makes a node a member, or changes its address, and returns its raft id. Only
-// the leader can.
+// the leader can. Denied when the node is to be a worker.
 func (r *Replica) AddMember(ctx context.Context, nodeID, addr string) (uint64, error) {
 	var id uint64
 	err := r.changeMembership(ctx, func(m *member) (*raftpb.ConfChange, error) {
@@ -182,6 +182,10 @@ func (r *Replica) AddMember(ctx context.Context, nodeID, addr string) (uint64, e
 			}
 			kind = raftpb.ConfChangeUpdateNode
 		} else {
+			// A node that was demoted and has its old certificate still may ask as well.
+			if n := m.head.Node(nodeID); n != nil && n.GetSpec().GetDesiredRole() != api.NodeRole_MANAGER {
+				return nil, model.Errorf(model.Denied, "raft: node %s is not to be a manager: promote it first", nodeID)
+			}
 			id = newRaftID(ros)
 		}
 		about, err := proto.Marshal(&api.RaftMember{RaftId: id, NodeId: nodeID, Addr: addr})
