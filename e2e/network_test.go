@@ -2,8 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -141,13 +139,7 @@ func testMesh(t *testing.T, s *swarm, m string) {
 // its port from outside, while it is updated, scaled and moved, and a daemon and the leader
 // are killed.
 func testNoRequestLost(t *testing.T, s *swarm, m string) {
-	app := filepath.Join(t.TempDir(), "testapp")
-	if err := testimage.Build(t.Context(), app); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(app, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	app := testapp(t)
 	w := s.byRole("worker")
 	leader, err := s.leader(t, m)
 	if err != nil {

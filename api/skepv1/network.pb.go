@@ -26,6 +26,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// MeshSource says whose address a task sees at a port of the routing mesh.
+type MeshSource int32
+
+const (
+	// As the ingress network says; if that says nothing either, the client's.
+	MeshSource_MESH_SOURCE_UNSPECIFIED MeshSource = 0
+	// The client's, wherever the task's node can answer to it.
+	MeshSource_MESH_SOURCE_KEEP MeshSource = 1
+	// The entry node's.
+	MeshSource_MESH_SOURCE_MASQUERADE MeshSource = 2
+)
+
+// Enum value maps for MeshSource.
+var (
+	MeshSource_name = map[int32]string{
+		0: "MESH_SOURCE_UNSPECIFIED",
+		1: "MESH_SOURCE_KEEP",
+		2: "MESH_SOURCE_MASQUERADE",
+	}
+	MeshSource_value = map[string]int32{
+		"MESH_SOURCE_UNSPECIFIED": 0,
+		"MESH_SOURCE_KEEP":        1,
+		"MESH_SOURCE_MASQUERADE":  2,
+	}
+)
+
+func (x MeshSource) Enum() *MeshSource {
+	p := new(MeshSource)
+	*p = x
+	return p
+}
+
+func (x MeshSource) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MeshSource) Descriptor() protoreflect.EnumDescriptor {
+	return file_skep_v1_network_proto_enumTypes[0].Descriptor()
+}
+
+func (MeshSource) Type() protoreflect.EnumType {
+	return &file_skep_v1_network_proto_enumTypes[0]
+}
+
+func (x MeshSource) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MeshSource.Descriptor instead.
+func (MeshSource) EnumDescriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{0}
+}
+
 type WatchNetworksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The dispatcher session of the node.
@@ -310,7 +363,9 @@ type LocalNode struct {
 	// The node's own address in the ingress network, with prefix length; empty without one.
 	IngressAddr string `protobuf:"bytes,3,opt,name=ingress_addr,json=ingressAddr,proto3" json:"ingress_addr,omitempty"`
 	// UDP port of VXLAN; zero means 4789.
-	VxlanPort     uint32 `protobuf:"varint,4,opt,name=vxlan_port,json=vxlanPort,proto3" json:"vxlan_port,omitempty"`
+	VxlanPort uint32 `protobuf:"varint,4,opt,name=vxlan_port,json=vxlanPort,proto3" json:"vxlan_port,omitempty"`
+	// As ingress_addr, of IPv6.
+	IngressAddr6  string `protobuf:"bytes,12,opt,name=ingress_addr6,json=ingressAddr6,proto3" json:"ingress_addr6,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -373,6 +428,13 @@ func (x *LocalNode) GetVxlanPort() uint32 {
 	return 0
 }
 
+func (x *LocalNode) GetIngressAddr6() string {
+	if x != nil {
+		return x.IngressAddr6
+	}
+	return ""
+}
+
 // OverlayNetwork is one network that the node takes part in.
 type OverlayNetwork struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -384,7 +446,9 @@ type OverlayNetwork struct {
 	Encrypted  bool                   `protobuf:"varint,6,opt,name=encrypted,proto3" json:"encrypted,omitempty"`
 	Attachable bool                   `protobuf:"varint,7,opt,name=attachable,proto3" json:"attachable,omitempty"`
 	// Asked for by com.docker.network.driver.mtu; zero lets the node choose.
-	Mtu           uint32 `protobuf:"varint,8,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Mtu uint32 `protobuf:"varint,8,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	// Of the ingress network: what holds for services that say nothing themselves.
+	MeshSource    MeshSource `protobuf:"varint,12,opt,name=mesh_source,json=meshSource,proto3,enum=skep.v1.MeshSource" json:"mesh_source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -473,6 +537,13 @@ func (x *OverlayNetwork) GetMtu() uint32 {
 		return x.Mtu
 	}
 	return 0
+}
+
+func (x *OverlayNetwork) GetMeshSource() MeshSource {
+	if x != nil {
+		return x.MeshSource
+	}
+	return MeshSource_MESH_SOURCE_UNSPECIFIED
 }
 
 type OverlaySubnet struct {
@@ -606,7 +677,9 @@ type OverlayEndpoint struct {
 	// Further names of the endpoint's service in this network.
 	Aliases []string `protobuf:"bytes,7,rep,name=aliases,proto3" json:"aliases,omitempty"`
 	// True while the task may get new connections: names and service addresses lead to it.
-	Routable      bool `protobuf:"varint,8,opt,name=routable,proto3" json:"routable,omitempty"`
+	Routable bool `protobuf:"varint,8,opt,name=routable,proto3" json:"routable,omitempty"`
+	// True if its node can answer clients whose address was kept, through their entry node.
+	KeepsSource   bool `protobuf:"varint,12,opt,name=keeps_source,json=keepsSource,proto3" json:"keeps_source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -697,6 +770,13 @@ func (x *OverlayEndpoint) GetRoutable() bool {
 	return false
 }
 
+func (x *OverlayEndpoint) GetKeepsSource() bool {
+	if x != nil {
+		return x.KeepsSource
+	}
+	return false
+}
+
 // BalancedService is one service whose tasks are endpoints of the node's networks, or that
 // is published through the routing mesh.
 type BalancedService struct {
@@ -708,6 +788,7 @@ type BalancedService struct {
 	Vips    []*VirtualAddress `protobuf:"bytes,4,rep,name=vips,proto3" json:"vips,omitempty"`
 	// Ports in ingress mode.
 	Ports         []*MeshPort `protobuf:"bytes,5,rep,name=ports,proto3" json:"ports,omitempty"`
+	MeshSource    MeshSource  `protobuf:"varint,12,opt,name=mesh_source,json=meshSource,proto3,enum=skep.v1.MeshSource" json:"mesh_source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -775,6 +856,13 @@ func (x *BalancedService) GetPorts() []*MeshPort {
 		return x.Ports
 	}
 	return nil
+}
+
+func (x *BalancedService) GetMeshSource() MeshSource {
+	if x != nil {
+		return x.MeshSource
+	}
+	return MeshSource_MESH_SOURCE_UNSPECIFIED
 }
 
 type VirtualAddress struct {
@@ -917,13 +1005,14 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\bservices\x18\b \x03(\v2\x18.skep.v1.BalancedServiceR\bservices\x12)\n" +
 	"\x10removed_services\x18\t \x03(\tR\x0fremovedServices\x12\x1c\n" +
 	"\twithdrawn\x18\n" +
-	" \x03(\tR\twithdrawn\"z\n" +
+	" \x03(\tR\twithdrawn\"\x9f\x01\n" +
 	"\tLocalNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tdata_addr\x18\x02 \x01(\tR\bdataAddr\x12!\n" +
 	"\fingress_addr\x18\x03 \x01(\tR\vingressAddr\x12\x1d\n" +
 	"\n" +
-	"vxlan_port\x18\x04 \x01(\rR\tvxlanPort\"\xec\x01\n" +
+	"vxlan_port\x18\x04 \x01(\rR\tvxlanPort\x12#\n" +
+	"\ringress_addr6\x18\f \x01(\tR\fingressAddr6\"\xa2\x02\n" +
 	"\x0eOverlayNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x120\n" +
@@ -934,7 +1023,9 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\n" +
 	"attachable\x18\a \x01(\bR\n" +
 	"attachable\x12\x10\n" +
-	"\x03mtu\x18\b \x01(\rR\x03mtu\"S\n" +
+	"\x03mtu\x18\b \x01(\rR\x03mtu\x124\n" +
+	"\vmesh_source\x18\f \x01(\x0e2\x13.skep.v1.MeshSourceR\n" +
+	"meshSource\"S\n" +
 	"\rOverlaySubnet\x12\x16\n" +
 	"\x06subnet\x18\x01 \x01(\tR\x06subnet\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\x12\x10\n" +
@@ -942,7 +1033,7 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\vEndpointKey\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x17\n" +
-	"\atask_id\x18\x02 \x01(\tR\x06taskId\"\xf6\x01\n" +
+	"\atask_id\x18\x02 \x01(\tR\x06taskId\"\x99\x02\n" +
 	"\x0fOverlayEndpoint\x12&\n" +
 	"\x03key\x18\x01 \x01(\v2\x14.skep.v1.EndpointKeyR\x03key\x12\x1d\n" +
 	"\n" +
@@ -952,13 +1043,16 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\tnode_addr\x18\x05 \x01(\tR\bnodeAddr\x12\x1c\n" +
 	"\taddresses\x18\x06 \x03(\tR\taddresses\x12\x18\n" +
 	"\aaliases\x18\a \x03(\tR\aaliases\x12\x1a\n" +
-	"\broutable\x18\b \x01(\bR\broutable\"\xa5\x01\n" +
+	"\broutable\x18\b \x01(\bR\broutable\x12!\n" +
+	"\fkeeps_source\x18\f \x01(\bR\vkeepsSource\"\xdb\x01\n" +
 	"\x0fBalancedService\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
 	"\avirtual\x18\x03 \x01(\bR\avirtual\x12+\n" +
 	"\x04vips\x18\x04 \x03(\v2\x17.skep.v1.VirtualAddressR\x04vips\x12'\n" +
-	"\x05ports\x18\x05 \x03(\v2\x11.skep.v1.MeshPortR\x05ports\"C\n" +
+	"\x05ports\x18\x05 \x03(\v2\x11.skep.v1.MeshPortR\x05ports\x124\n" +
+	"\vmesh_source\x18\f \x01(\x0e2\x13.skep.v1.MeshSourceR\n" +
+	"meshSource\"C\n" +
 	"\x0eVirtualAddress\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x12\n" +
@@ -966,7 +1060,12 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\bMeshPort\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\rR\x06target\x12\x1c\n" +
-	"\tpublished\x18\x03 \x01(\rR\tpublished2\xdd\x01\n" +
+	"\tpublished\x18\x03 \x01(\rR\tpublished*[\n" +
+	"\n" +
+	"MeshSource\x12\x1b\n" +
+	"\x17MESH_SOURCE_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10MESH_SOURCE_KEEP\x10\x01\x12\x1a\n" +
+	"\x16MESH_SOURCE_MASQUERADE\x10\x022\xdd\x01\n" +
 	"\bNetworks\x12e\n" +
 	"\x05Watch\x12\x1d.skep.v1.WatchNetworksRequest\x1a\x16.skep.v1.NetworkUpdate\"#ʮ\xee\x98\x02\x1d\n" +
 	"\fswarm-worker\n" +
@@ -988,40 +1087,44 @@ func file_skep_v1_network_proto_rawDescGZIP() []byte {
 	return file_skep_v1_network_proto_rawDescData
 }
 
+var file_skep_v1_network_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_skep_v1_network_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_skep_v1_network_proto_goTypes = []any{
-	(*WatchNetworksRequest)(nil), // 0: skep.v1.WatchNetworksRequest
-	(*ProgrammedRequest)(nil),    // 1: skep.v1.ProgrammedRequest
-	(*ProgrammedResponse)(nil),   // 2: skep.v1.ProgrammedResponse
-	(*NetworkUpdate)(nil),        // 3: skep.v1.NetworkUpdate
-	(*LocalNode)(nil),            // 4: skep.v1.LocalNode
-	(*OverlayNetwork)(nil),       // 5: skep.v1.OverlayNetwork
-	(*OverlaySubnet)(nil),        // 6: skep.v1.OverlaySubnet
-	(*EndpointKey)(nil),          // 7: skep.v1.EndpointKey
-	(*OverlayEndpoint)(nil),      // 8: skep.v1.OverlayEndpoint
-	(*BalancedService)(nil),      // 9: skep.v1.BalancedService
-	(*VirtualAddress)(nil),       // 10: skep.v1.VirtualAddress
-	(*MeshPort)(nil),             // 11: skep.v1.MeshPort
+	(MeshSource)(0),              // 0: skep.v1.MeshSource
+	(*WatchNetworksRequest)(nil), // 1: skep.v1.WatchNetworksRequest
+	(*ProgrammedRequest)(nil),    // 2: skep.v1.ProgrammedRequest
+	(*ProgrammedResponse)(nil),   // 3: skep.v1.ProgrammedResponse
+	(*NetworkUpdate)(nil),        // 4: skep.v1.NetworkUpdate
+	(*LocalNode)(nil),            // 5: skep.v1.LocalNode
+	(*OverlayNetwork)(nil),       // 6: skep.v1.OverlayNetwork
+	(*OverlaySubnet)(nil),        // 7: skep.v1.OverlaySubnet
+	(*EndpointKey)(nil),          // 8: skep.v1.EndpointKey
+	(*OverlayEndpoint)(nil),      // 9: skep.v1.OverlayEndpoint
+	(*BalancedService)(nil),      // 10: skep.v1.BalancedService
+	(*VirtualAddress)(nil),       // 11: skep.v1.VirtualAddress
+	(*MeshPort)(nil),             // 12: skep.v1.MeshPort
 }
 var file_skep_v1_network_proto_depIdxs = []int32{
-	4,  // 0: skep.v1.NetworkUpdate.node:type_name -> skep.v1.LocalNode
-	5,  // 1: skep.v1.NetworkUpdate.networks:type_name -> skep.v1.OverlayNetwork
-	8,  // 2: skep.v1.NetworkUpdate.endpoints:type_name -> skep.v1.OverlayEndpoint
-	7,  // 3: skep.v1.NetworkUpdate.removed_endpoints:type_name -> skep.v1.EndpointKey
-	9,  // 4: skep.v1.NetworkUpdate.services:type_name -> skep.v1.BalancedService
-	6,  // 5: skep.v1.OverlayNetwork.subnets:type_name -> skep.v1.OverlaySubnet
-	7,  // 6: skep.v1.OverlayEndpoint.key:type_name -> skep.v1.EndpointKey
-	10, // 7: skep.v1.BalancedService.vips:type_name -> skep.v1.VirtualAddress
-	11, // 8: skep.v1.BalancedService.ports:type_name -> skep.v1.MeshPort
-	0,  // 9: skep.v1.Networks.Watch:input_type -> skep.v1.WatchNetworksRequest
-	1,  // 10: skep.v1.Networks.Programmed:input_type -> skep.v1.ProgrammedRequest
-	3,  // 11: skep.v1.Networks.Watch:output_type -> skep.v1.NetworkUpdate
-	2,  // 12: skep.v1.Networks.Programmed:output_type -> skep.v1.ProgrammedResponse
-	11, // [11:13] is the sub-list for method output_type
-	9,  // [9:11] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	5,  // 0: skep.v1.NetworkUpdate.node:type_name -> skep.v1.LocalNode
+	6,  // 1: skep.v1.NetworkUpdate.networks:type_name -> skep.v1.OverlayNetwork
+	9,  // 2: skep.v1.NetworkUpdate.endpoints:type_name -> skep.v1.OverlayEndpoint
+	8,  // 3: skep.v1.NetworkUpdate.removed_endpoints:type_name -> skep.v1.EndpointKey
+	10, // 4: skep.v1.NetworkUpdate.services:type_name -> skep.v1.BalancedService
+	7,  // 5: skep.v1.OverlayNetwork.subnets:type_name -> skep.v1.OverlaySubnet
+	0,  // 6: skep.v1.OverlayNetwork.mesh_source:type_name -> skep.v1.MeshSource
+	8,  // 7: skep.v1.OverlayEndpoint.key:type_name -> skep.v1.EndpointKey
+	11, // 8: skep.v1.BalancedService.vips:type_name -> skep.v1.VirtualAddress
+	12, // 9: skep.v1.BalancedService.ports:type_name -> skep.v1.MeshPort
+	0,  // 10: skep.v1.BalancedService.mesh_source:type_name -> skep.v1.MeshSource
+	1,  // 11: skep.v1.Networks.Watch:input_type -> skep.v1.WatchNetworksRequest
+	2,  // 12: skep.v1.Networks.Programmed:input_type -> skep.v1.ProgrammedRequest
+	4,  // 13: skep.v1.Networks.Watch:output_type -> skep.v1.NetworkUpdate
+	3,  // 14: skep.v1.Networks.Programmed:output_type -> skep.v1.ProgrammedResponse
+	13, // [13:15] is the sub-list for method output_type
+	11, // [11:13] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_skep_v1_network_proto_init() }
@@ -1035,13 +1138,14 @@ func file_skep_v1_network_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skep_v1_network_proto_rawDesc), len(file_skep_v1_network_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_skep_v1_network_proto_goTypes,
 		DependencyIndexes: file_skep_v1_network_proto_depIdxs,
+		EnumInfos:         file_skep_v1_network_proto_enumTypes,
 		MessageInfos:      file_skep_v1_network_proto_msgTypes,
 	}.Build()
 	File_skep_v1_network_proto = out.File

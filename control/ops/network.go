@@ -99,6 +99,9 @@ func validateNetwork(spec *api.NetworkSpec) error {
 	if err := validName(spec.GetAnnotations()); err != nil {
 		return err
 	}
+	if err := model.CheckMeshSource(spec.GetAnnotations().GetLabels()); err != nil {
+		return err
+	}
 	name := spec.GetAnnotations().GetName()
 	switch driver := spec.GetDriverConfig().GetName(); {
 	case spec.GetIngress() && spec.GetAttachable():

@@ -23,6 +23,7 @@ func validateService(spec *api.ServiceSpec) error {
 	}
 	for _, check := range []func(*api.ServiceSpec) error{
 		func(s *api.ServiceSpec) error { return validName(s.GetAnnotations()) },
+		func(s *api.ServiceSpec) error { return model.CheckMeshSource(s.GetAnnotations().GetLabels()) },
 		func(s *api.ServiceSpec) error { return validateTask(s.GetTask()) },
 		validateMode,
 		func(s *api.ServiceSpec) error { return validateUpdate(s.GetUpdate()) },

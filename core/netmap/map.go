@@ -51,6 +51,11 @@ type node struct {
 
 func (n *node) addr() string { return dataAddr(n.stored) }
 
+// keepsSource reports whether the node can answer clients whose address was kept.
+func (n *node) keepsSource() bool {
+	return n.stored.GetDescription().GetEngine().GetLabels()[model.MeshSourceLabel] == model.MeshSourceKeep
+}
+
 // alive is false for a node that is known to be lost: nobody is led to its tasks.
 func (n *node) alive() bool { return n.stored.GetStatus().GetState() != api.NodeStatus_DOWN }
 
@@ -233,7 +238,8 @@ func (m *Map) putNode(id string, stored *api.Node) []Notice {
 	if old == nil || !proto.Equal(localRecord(old, m.port), localRecord(stored, m.port)) {
 		out = append(out, Notice{id, Key{Kind: Local}})
 	}
-	if old == nil || dataAddr(old) != dataAddr(stored) || (old.GetStatus().GetState() == api.NodeStatus_DOWN) == n.alive() {
+	was := &node{stored: old}
+	if old == nil || was.addr() != n.addr() || was.alive() != n.alive() || was.keepsSource() != n.keepsSource() {
 		for taskID, t := range n.tasks {
 			out = append(out, m.setEndpoints(taskID, endpoints(t, n))...)
 		}

@@ -328,3 +328,38 @@ func BenchmarkChange(b *testing.B) {
 		})
 	}
 }
+
+// TestMeshSource: labels of services, of the ingress network and of nodes reach those who
+// lead connections to tasks.
+func TestMeshSource(t *testing.T) {
+	keep := func() map[string]string { return map[string]string{model.MeshSourceLabel: model.MeshSourceKeep} }
+	r := newRecords()
+	ingress := testNetwork(0, true)
+	ingress.Spec.Annotations.Labels = map[string]string{model.MeshSourceLabel: model.MeshSourceMasquerade}
+	r.networks[ingress.GetId()] = ingress
+	r.nodes["node0"], r.nodes["node1"] = testNode(0, api.NodeStatus_READY), testNode(1, api.NodeStatus_READY)
+	r.nodes["node1"].Description = &api.NodeDescription{Engine: &api.EngineDescription{Labels: keep()}}
+	r.services["s"] = testService("s", true, ingress)
+	r.services["s"].Spec.Annotations.Labels = keep()
+	for i, node := range []string{"node0", "node1"} {
+		id := fmt.Sprint("t", i)
+		r.tasks[id] = testTask(id, "s", node, []*api.Network{ingress}, api.TaskState_RUNNING, api.TaskState_RUNNING)
+	}
+	m := New(r)
+	u, _ := m.Complete("node0")
+	if u.GetNetworks()[0].GetMeshSource() != skepv1.MeshSource_MESH_SOURCE_MASQUERADE || u.GetServices()[0].GetMeshSource() != skepv1.MeshSource_MESH_SOURCE_KEEP {
+		t.Errorf("network %v, service %v", u.GetNetworks()[0], u.GetServices()[0])
+	}
+	if e := u.GetEndpoints(); e[0].GetKeepsSource() || !e[1].GetKeepsSource() {
+		t.Errorf("endpoints: %v", e)
+	}
+	// A node that tells of its kernel only later changes its tasks' endpoints.
+	upgraded := model.Clone(r.nodes["node0"])
+	upgraded.Description = model.Clone(r.nodes["node1"].GetDescription())
+	if len(m.Apply(put(r.nodes, model.Nodes, upgraded))) == 0 {
+		t.Error("nobody hears of it")
+	}
+	if u, _ := m.Complete("node1"); !u.GetEndpoints()[0].GetKeepsSource() {
+		t.Errorf("endpoints: %v", u.GetEndpoints())
+	}
+}

@@ -15,6 +15,17 @@ import (
 // packets go to, where it is not the one that it is known by.
 const DataAddrLabel = "skep.data-path-addr"
 
+// meshSource is what the labels of a service or of the ingress network say.
+func meshSource(labels map[string]string) skepv1.MeshSource {
+	switch labels[model.MeshSourceLabel] {
+	case model.MeshSourceKeep:
+		return skepv1.MeshSource_MESH_SOURCE_KEEP
+	case model.MeshSourceMasquerade:
+		return skepv1.MeshSource_MESH_SOURCE_MASQUERADE
+	}
+	return skepv1.MeshSource_MESH_SOURCE_UNSPECIFIED
+}
+
 // Keys of the driver options that matter to nodes.
 const (
 	vniOption       = "com.docker.network.driver.overlay.vxlanid_list"
@@ -36,6 +47,9 @@ func networkRecord(n *api.Network) *skepv1.OverlayNetwork {
 	}
 	if mtu, err := strconv.ParseUint(options[mtuOption], 10, 16); err == nil {
 		r.Mtu = uint32(mtu)
+	}
+	if r.GetIngress() {
+		r.MeshSource = meshSource(n.GetSpec().GetAnnotations().GetLabels())
 	}
 	ids := strings.Split(options[vniOption], ",")
 	for _, c := range n.GetIpam().GetConfigs() {
@@ -76,6 +90,7 @@ func endpoints(t *api.Task, n *node) map[string]*skepv1.OverlayEndpoint {
 			Key:       &skepv1.EndpointKey{NetworkId: a.GetNetwork().GetId(), TaskId: t.GetId()},
 			ServiceId: t.GetServiceId(), Name: model.TaskName(t), NodeId: t.GetNodeId(), NodeAddr: n.addr(),
 			Addresses: a.GetAddresses(), Aliases: a.GetAliases(), Routable: routable(t) && n.alive(),
+			KeepsSource: model.Ingress(a.GetNetwork()) && n.keepsSource(),
 		}
 	}
 	return out
@@ -87,6 +102,7 @@ func serviceRecord(s *api.Service) (*skepv1.BalancedService, []string) {
 		Id: s.GetId(), Name: s.GetSpec().GetAnnotations().GetName(),
 		Virtual: s.GetSpec().GetEndpoint().GetMode() == api.EndpointSpec_VIP,
 	}
+	r.MeshSource = meshSource(s.GetSpec().GetAnnotations().GetLabels())
 	var networks []string
 	for _, v := range s.GetEndpoint().GetVirtualIps() {
 		if v.GetAddr() == "" {
@@ -148,7 +164,13 @@ func meshAttachments(n *api.Node) []*api.NetworkAttachment {
 func localRecord(n *api.Node, vxlanPort uint32) *skepv1.LocalNode {
 	r := &skepv1.LocalNode{Id: n.GetId(), DataAddr: dataAddr(n), VxlanPort: vxlanPort}
 	for _, a := range meshAttachments(n) {
-		r.IngressAddr = a.GetAddresses()[0]
+		for _, addr := range a.GetAddresses() {
+			if strings.Contains(addr, ":") {
+				r.IngressAddr6 = addr
+			} else {
+				r.IngressAddr = addr
+			}
+		}
 	}
 	return r
 }

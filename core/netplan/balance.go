@@ -120,3 +120,49 @@ func (s *State) published(ingress string, v *skepv1.BalancedService) []Published
 	}
 	return out
 }
+
+// Keeper is a task's address in the ingress network. While it is there, the entry node
+// keeps the addresses of clients that it leads to it.
+type Keeper struct {
+	Addr netip.Addr
+	// Gone is set in a Plan when the address no longer is one.
+	Gone bool
+}
+
+// Keepers returns all addresses that are, in their order.
+func (s *State) Keepers() []netip.Addr {
+	m := s.members[s.Ingress().GetId()]
+	if m == nil {
+		return nil
+	}
+	var out []netip.Addr
+	for a := range m.byAddr {
+		if s.keeper(a) {
+			out = append(out, a)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+// keeper reports whether an address in the ingress network is a Keeper: its service wants
+// clients' addresses, and every task that has it now is where they can be answered.
+func (s *State) keeper(a netip.Addr) bool {
+	ingress := s.Ingress()
+	m := s.members[ingress.GetId()]
+	if m == nil || !a.Is4() || len(m.byAddr[a]) == 0 {
+		return false
+	}
+	for task := range m.byAddr[a] {
+		e := m.byTask[task]
+		v := s.services[e.GetServiceId()]
+		source := v.GetMeshSource()
+		if source == skepv1.MeshSource_MESH_SOURCE_UNSPECIFIED {
+			source = ingress.GetMeshSource()
+		}
+		if v == nil || !e.GetKeepsSource() || source == skepv1.MeshSource_MESH_SOURCE_MASQUERADE {
+			return false
+		}
+	}
+	return true
+}

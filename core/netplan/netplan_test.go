@@ -228,7 +228,9 @@ func drawUpdate(t *rapid.T, version uint64) *skepv1.NetworkUpdate {
 	for i := range 3 {
 		switch rapid.IntRange(0, 5).Draw(t, "network") {
 		case 0:
-			u.Networks = append(u.Networks, network(i))
+			n := network(i)
+			n.MeshSource = skepv1.MeshSource(rapid.IntRange(0, 2).Draw(t, "source"))
+			u.Networks = append(u.Networks, n)
 		case 1:
 			u.RemovedNetworks = append(u.RemovedNetworks, fmt.Sprintf("n%d", i))
 		}
@@ -237,7 +239,9 @@ func drawUpdate(t *rapid.T, version uint64) *skepv1.NetworkUpdate {
 		id := fmt.Sprintf("s%d", i)
 		switch rapid.IntRange(0, 5).Draw(t, "service") {
 		case 0:
-			u.Services = append(u.Services, service(id, rapid.Bool().Draw(t, "virtual"), 0, 1))
+			v := service(id, rapid.Bool().Draw(t, "virtual"), 0, 1)
+			v.MeshSource = skepv1.MeshSource(rapid.IntRange(0, 2).Draw(t, "source"))
+			u.Services = append(u.Services, v)
 		case 1:
 			u.RemovedServices = append(u.RemovedServices, id)
 		}
@@ -254,8 +258,10 @@ func drawUpdate(t *rapid.T, version uint64) *skepv1.NetworkUpdate {
 			u.RemovedEndpoints = append(u.RemovedEndpoints, &skepv1.EndpointKey{NetworkId: net, TaskId: task})
 			continue
 		}
-		u.Endpoints = append(u.Endpoints, ep(net, task, fmt.Sprintf("s%d", rapid.IntRange(0, 2).Draw(t, "its")),
-			fmt.Sprintf("node%d", rapid.IntRange(1, 3).Draw(t, "at")), rapid.IntRange(2, 8).Draw(t, "addr"), rapid.Bool().Draw(t, "routable")))
+		e := ep(net, task, fmt.Sprintf("s%d", rapid.IntRange(0, 2).Draw(t, "its")),
+			fmt.Sprintf("node%d", rapid.IntRange(1, 3).Draw(t, "at")), rapid.IntRange(2, 8).Draw(t, "addr"), rapid.Bool().Draw(t, "routable"))
+		e.KeepsSource = rapid.Bool().Draw(t, "keeps")
+		u.Endpoints = append(u.Endpoints, e)
 	}
 	return u
 }
@@ -265,6 +271,11 @@ type kernel struct {
 	entries  map[place]Entry
 	balances map[vipKey]string
 	ports    map[portKey]string
+	keepers  map[netip.Addr]bool
+}
+
+func newKernel() *kernel {
+	return &kernel{map[place]Entry{}, map[vipKey]string{}, map[portKey]string{}, map[netip.Addr]bool{}}
 }
 
 func (k *kernel) execute(s *State, p Plan) {
@@ -285,6 +296,12 @@ func (k *kernel) execute(s *State, p Plan) {
 			delete(k.ports, portKey{m.Protocol, m.Published})
 		}
 	}
+	for _, a := range p.Keep {
+		k.keepers[a.Addr] = true
+		if a.Gone {
+			delete(k.keepers, a.Addr)
+		}
+	}
 	for _, f := range p.Unroute {
 		for _, e := range s.Stale(f) {
 			delete(k.entries, e.place())
@@ -297,7 +314,7 @@ func (k *kernel) execute(s *State, p Plan) {
 func TestIncrementsEqualFromScratch(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s, names := NewState(), NewState()
-		k := &kernel{map[place]Entry{}, map[vipKey]string{}, map[portKey]string{}}
+		k := newKernel()
 		for version := range uint64(rapid.IntRange(1, 12).Draw(t, "updates")) {
 			u := drawUpdate(t, version+1)
 			before := proto.CloneOf(u)
@@ -326,7 +343,7 @@ func TestIncrementsEqualFromScratch(t *testing.T) {
 		if diff := cmp.Diff(names.Snapshot(), s.Snapshot(), protocmp.Transform()); diff != "" {
 			t.Fatalf("names differ: %s", diff)
 		}
-		want := &kernel{map[place]Entry{}, map[vipKey]string{}, map[portKey]string{}}
+		want := newKernel()
 		for _, id := range scratch.Networks() {
 			for _, f := range scratch.Forwards(id) {
 				for _, e := range f.Entries() {
@@ -340,9 +357,13 @@ func TestIncrementsEqualFromScratch(t *testing.T) {
 		for _, m := range scratch.Mesh() {
 			want.ports[portKey{m.Protocol, m.Published}] = fmt.Sprint(m.Target, m.Backends)
 		}
+		for _, a := range scratch.Keepers() {
+			want.keepers[a] = true
+		}
 		// A network that is not known (any more) is not served, whatever stays of it.
 		maps.DeleteFunc(k.balances, func(v vipKey, _ string) bool { return s.Network(v.network) == nil })
-		if !maps.Equal(k.entries, want.entries) || !maps.Equal(k.balances, want.balances) || !maps.Equal(k.ports, want.ports) {
+		if !maps.Equal(k.entries, want.entries) || !maps.Equal(k.balances, want.balances) ||
+			!maps.Equal(k.ports, want.ports) || !maps.Equal(k.keepers, want.keepers) {
 			t.Fatalf("kernel %v\nwant %v", k, want)
 		}
 	})

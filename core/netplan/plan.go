@@ -20,6 +20,8 @@ type Plan struct {
 	// Balance lists service addresses whose backends changed, Publish ports of the mesh.
 	Balance []Balance
 	Publish []Published
+	// Keep lists addresses that became, or no longer are, those of tasks that see clients'.
+	Keep []Keeper
 	// Update goes to the names now: what it brings is answered from here on.
 	Update *skepv1.NetworkUpdate
 	// End lists endpoints whose connections must end, since nothing is there any more.
@@ -99,17 +101,19 @@ type touched struct {
 	addrs set[End]
 	vips  map[vipKey]string // services
 	ports map[portKey]string
+	kept  set[netip.Addr] // in the ingress network
 }
 
 func (t *touched) add(o touched) {
 	maps.Copy(t.addrs, o.addrs)
 	maps.Copy(t.vips, o.vips)
 	maps.Copy(t.ports, o.ports)
+	maps.Copy(t.kept, o.kept)
 }
 
 // touched returns what of s an increment is about; before and after merging it differs.
 func (s *State) touched(inc *skepv1.NetworkUpdate) touched {
-	t := touched{addrs: set[End]{}, vips: map[vipKey]string{}, ports: map[portKey]string{}}
+	t := touched{addrs: set[End]{}, vips: map[vipKey]string{}, ports: map[portKey]string{}, kept: set[netip.Addr]{}}
 	services := set[string]{}
 	note := func(k Key, e *endpoint) {
 		for _, a := range []netip.Addr{e.v4, e.v6} {
@@ -158,8 +162,19 @@ func (s *State) touched(inc *skepv1.NetworkUpdate) touched {
 			about(k)
 		}
 	}
+	ingress := s.Ingress().GetId()
+	for a := range t.addrs {
+		if a.Network == ingress {
+			t.kept[a.Addr] = struct{}{}
+		}
+	}
 	for id := range services {
 		v := s.services[id]
+		for k := range s.byService[id] {
+			if k.Network == ingress {
+				t.kept[s.endpoints[k].v4] = struct{}{}
+			}
+		}
 		for _, vip := range v.GetVips() {
 			for _, a := range vips(v, vip.GetNetworkId()) {
 				t.vips[vipKey{vip.GetNetworkId(), a}] = id
@@ -178,10 +193,16 @@ type view struct {
 	balances map[vipKey]Balance
 	ports    map[portKey]Published
 	present  set[End]
+	kept     set[netip.Addr]
 }
 
 func (s *State) collect(t touched) view {
-	v := view{map[End]Forward{}, map[vipKey]Balance{}, map[portKey]Published{}, set[End]{}}
+	v := view{map[End]Forward{}, map[vipKey]Balance{}, map[portKey]Published{}, set[End]{}, set[netip.Addr]{}}
+	for a := range t.kept {
+		if s.keeper(a) {
+			v.kept[a] = struct{}{}
+		}
+	}
 	for a := range t.addrs {
 		if f, ok := s.forward(a.Network, a.Addr); ok {
 			v.forwards[a] = f
@@ -239,6 +260,13 @@ func (p *Plan) compare(before, after view, t touched) {
 			p.Publish = append(p.Publish, is)
 		}
 	}
+	for a := range t.kept {
+		_, was := before.kept[a]
+		if _, is := after.kept[a]; is != was {
+			p.Keep = append(p.Keep, Keeper{Addr: a, Gone: was})
+		}
+	}
+	slices.SortFunc(p.Keep, func(a, b Keeper) int { return a.Addr.Compare(b.Addr) })
 	byAddr := func(a, b Forward) int {
 		return cmp.Or(cmp.Compare(a.Network, b.Network), a.Addr.Compare(b.Addr))
 	}

@@ -52,7 +52,7 @@ func (d *Dataplane) apply(u *skepv1.NetworkUpdate) error {
 	if whole {
 		errs = append(errs, d.converge(&drift{repair: true}))
 	} else {
-		errs = append(errs, d.forward(p.Route, true), d.balance(p.Balance), d.updateMesh(p.Publish))
+		errs = append(errs, d.forward(p.Route, true), d.balance(p.Balance), d.updateMesh(p.Publish, p.Keep))
 	}
 	d.names.merge(p.Update)
 	errs = append(errs, d.end(p.End))

@@ -57,13 +57,15 @@ type Config struct {
 
 // Dataplane implements runtime.Network, and makes the kernel match the swarm's networks.
 type Dataplane struct {
-	cfg      Config
-	bridge   string
-	metrics  *metrics
-	hostNS   netns.NsHandle // the namespace of whoever called New
-	host     *netlink.Handle
-	names    *directory
-	forwards chan struct{} // holds a token for each question that waits for another resolver
+	cfg     Config
+	bridge  string
+	metrics *metrics
+	hostNS  netns.NsHandle // the namespace of whoever called New
+	host    *netlink.Handle
+	names   *directory
+	// keepsSource is set when the kernel can answer clients by their own addresses.
+	keepsSource bool
+	forwards    chan struct{} // holds a token for each question that waits for another resolver
 
 	mu        sync.Mutex
 	state     state
@@ -128,6 +130,11 @@ func New(cfg Config) (*Dataplane, error) {
 	}
 	if d.host, err = netlink.NewHandleAt(d.hostNS, unix.NETLINK_ROUTE); err != nil {
 		return nil, errors.Join(fmt.Errorf("open netlink: %w", err), d.hostNS.Close())
+	}
+	if err := d.probeSource(); err != nil {
+		cfg.Log.Info("tasks of this node see the entry node's address at published ports: its kernel cannot answer clients by theirs", slog.Any("error", err))
+	} else {
+		d.keepsSource = true
 	}
 	if err := d.recover(); err != nil {
 		return nil, errors.Join(err, d.Close())

@@ -27,16 +27,28 @@ func (d *Dataplane) meshTable() string { return d.bridge + "_mesh" }
 //
 //	table ip skepXXXXXXXX_mesh {
 //	  map published { type inet_proto . inet_service : verdict; elements = { tcp . 8080 : jump port_6_8080 } }
+//	  set keepers   { type ipv4_addr; elements = { tasks that shall see whom they serve } }
 //	  chain prerouting  { type nat hook prerouting priority -100; fib daddr type local meta l4proto . th dport vmap @published }
 //	  chain output      { type nat hook output priority -100; the same }
-//	  chain postrouting { type nat hook postrouting priority 100; oifname ingXXXXXXXX ct status dnat masquerade }
+//	  chain postrouting { type nat hook postrouting priority 100
+//	    oifname ingXXXXXXXX ct status dnat ip daddr @keepers meta l4proto { tcp, udp } ip saddr != INGRESS ip saddr != LOCAL
+//	      fib saddr type != local accept
+//	    oifname ingXXXXXXXX ct status dnat masquerade
+//	  }
 //	  chain forward     { type filter hook forward priority 0; drop new flows to or from ingXXXXXXXX that nobody published }
 //	  chain port_6_8080 { dnat to numgen random mod 2 map { 0 : 10.0.0.11, 1 : 10.0.0.12 } : 80 }
 //	}
-func (d *Dataplane) meshRules(ports []netplan.Published) *ruleset {
+//
+// Addresses of this node and its containers repeat on others: the task could not tell them
+// from its own.
+func (d *Dataplane) meshRules(ports []netplan.Published, keepers []netip.Addr) *ruleset {
 	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: d.meshTable()}
 	published := publishedSet(t)
-	s := &ruleset{table: t, sets: []*ruleSet{published}}
+	keeping := keeperSet(t)
+	s := &ruleset{table: t, sets: []*ruleSet{published, keeping}}
+	for _, a := range keepers {
+		keeping.elements = append(keeping.elements, nftables.SetElement{Key: a.AsSlice()})
+	}
 	link := d.ingressLink()
 	translate := rule{exprs: slices.Concat(toLocal(), []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
@@ -47,6 +59,7 @@ func (d *Dataplane) meshRules(ports []netplan.Published) *ruleset {
 		{baseChain(t, "prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest), []rule{translate}},
 		{baseChain(t, "output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest), []rule{translate}},
 		{baseChain(t, "postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource), []rule{
+			d.keep(link, unix.IPPROTO_TCP), d.keep(link, unix.IPPROTO_UDP),
 			{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, link), translated(true), masquerade())},
 		}},
 		{baseChain(t, "forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter), []rule{
@@ -59,6 +72,30 @@ func (d *Dataplane) meshRules(ports []netplan.Published) *ruleset {
 		s.chains = append(s.chains, publishedChain(t, p))
 	}
 	return s
+}
+
+// keep lets what goes to a task that shall see its client pass as it is.
+func (d *Dataplane) keep(link string, proto byte) rule {
+	ingress := netip.Prefix{}
+	if p, err := netip.ParsePrefix(d.want.Node().GetIngressAddr()); err == nil {
+		ingress = p.Masked()
+	}
+	r := rule{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, link), translated(true), protocol(proto),
+		[]expr.Any{destination(nftables.TableFamilyIPv4), &expr.Lookup{SourceRegister: reg0, SetName: "keepers"}})}
+	for _, p := range []netip.Prefix{ingress, d.state.Address.Masked()} {
+		if p.IsValid() {
+			r.exprs = append(r.exprs, sourceIn(p, false)...)
+		}
+	}
+	r.exprs = append(r.exprs,
+		&expr.Fib{Register: reg0, FlagSADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+		&expr.Verdict{Kind: expr.VerdictAccept})
+	return r
+}
+
+func keeperSet(t *nftables.Table) *ruleSet {
+	return &ruleSet{Set: &nftables.Set{Table: t, Name: "keepers", KeyType: nftables.TypeIPAddr}}
 }
 
 func drop() []expr.Any {
@@ -95,22 +132,27 @@ func publishedChain(t *nftables.Table, p netplan.Published) *ruleChain {
 
 // mesh holds the rules of this node's edge.
 type mesh struct {
-	ports map[[2]uint16]netplan.Published // by protocol and port
+	ports   map[[2]uint16]netplan.Published // by protocol and port
+	keepers map[netip.Addr]bool
 	watched
 }
 
 // planMesh sets what the rules should be.
-func (d *Dataplane) planMesh(ports []netplan.Published) {
-	d.mesh.ports = map[[2]uint16]netplan.Published{}
+func (d *Dataplane) planMesh() {
+	d.mesh.ports, d.mesh.keepers = map[[2]uint16]netplan.Published{}, map[netip.Addr]bool{}
+	ports, keepers := d.want.Mesh(), d.want.Keepers()
 	for _, p := range ports {
 		d.mesh.ports[[2]uint16{uint16(p.Protocol), p.Published}] = p
 	}
-	d.mesh.rules = d.meshRules(ports)
+	for _, a := range keepers {
+		d.mesh.keepers[a] = true
+	}
+	d.mesh.rules = d.meshRules(ports, keepers)
 }
 
-// updateMesh changes some ports in one transaction. Callers hold mu.
-func (d *Dataplane) updateMesh(changes []netplan.Published) error {
-	if len(changes) == 0 || d.mesh.ports == nil {
+// updateMesh changes some ports and keepers in one transaction. Callers hold mu.
+func (d *Dataplane) updateMesh(changes []netplan.Published, keep []netplan.Keeper) error {
+	if len(changes)+len(keep) == 0 || d.mesh.ports == nil {
 		return nil
 	}
 	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: d.meshTable()}
@@ -150,10 +192,34 @@ func (d *Dataplane) updateMesh(changes []netplan.Published) error {
 			}
 		}
 	}
-	err = c.Flush()
-	d.mesh.rules = d.meshRules(d.want.Mesh())
-	if err != nil { // somebody changed our table: all of it is written anew
+	if err := d.changeKeepers(c, t, keep); err != nil {
+		return err
+	}
+	// The rules as a whole are put together when they are next compared.
+	d.mesh.gen = 0
+	if err := c.Flush(); err != nil { // somebody changed our table: all of it is written anew
+		d.planMesh()
 		return d.mesh.write(d.hostNS)
+	}
+	return nil
+}
+
+func (d *Dataplane) changeKeepers(c *nftables.Conn, t *nftables.Table, keep []netplan.Keeper) error {
+	set := keeperSet(t)
+	for _, k := range keep {
+		change := c.SetAddElements
+		switch known := d.mesh.keepers[k.Addr]; {
+		case k.Gone != known:
+			continue
+		case k.Gone:
+			change = c.SetDeleteElements
+			delete(d.mesh.keepers, k.Addr)
+		default:
+			d.mesh.keepers[k.Addr] = true
+		}
+		if err := change(set.Set, []nftables.SetElement{{Key: k.Addr.AsSlice()}}); err != nil {
+			return fmt.Errorf("change who sees clients: %w", err)
+		}
 	}
 	return nil
 }
@@ -179,7 +245,7 @@ func (d *Dataplane) ensureMesh(x *drift) error {
 	if d.mesh.rules == nil || d.mesh.ports == nil {
 		d.mesh.gen = 0
 	}
-	d.planMesh(d.want.Mesh())
+	d.planMesh()
 	return d.mesh.ensure(d.hostNS, x, "routing mesh")
 }
 
@@ -292,7 +358,7 @@ func (d *Dataplane) removeMesh(x *drift) error {
 	if leg != nil {
 		errs = append(errs, d.host.LinkDel(leg))
 	}
-	errs = append(errs, d.meshRules(nil).remove(d.hostNS))
+	errs = append(errs, d.meshRules(nil, nil).remove(d.hostNS))
 	d.mesh = mesh{}
 	return errors.Join(errs...)
 }

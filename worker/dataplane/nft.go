@@ -165,6 +165,9 @@ func (s *ruleset) write(ns netns.NsHandle) error {
 	}
 	for _, ch := range s.chains {
 		for _, r := range ch.rules {
+			if r.zones() {
+				continue
+			}
 			if err := r.add(c, ch.Chain); err != nil {
 				return err
 			}
@@ -172,6 +175,16 @@ func (s *ruleset) write(ns netns.NsHandle) error {
 	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("make nftables table %s: %w", s.table.Name, err)
+	}
+	for _, ch := range s.chains {
+		for _, r := range ch.rules {
+			if !r.zones() {
+				continue
+			}
+			if err := addZoneRule(ns, ch.Chain, r); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -198,19 +211,16 @@ func (s *ruleset) differs(ns netns.NsHandle) (string, error) {
 	if len(chains) != len(s.chains) {
 		return fmt.Sprintf("table %s has %d chains instead of %d", s.table.Name, len(chains), len(s.chains)), nil
 	}
+	tags, err := ruleTags(ns, s.table)
+	if err != nil {
+		return "", err
+	}
 	for _, want := range s.chains {
 		at := slices.IndexFunc(chains, func(ch *nftables.Chain) bool { return ch.Name == want.Name })
 		if at < 0 || !sameHook(chains[at], want.Chain) {
 			return fmt.Sprintf("chain %s of table %s is missing or another", want.Name, s.table.Name), nil
 		}
-		rules, err := c.GetRules(s.table, chains[at])
-		if err != nil {
-			return "", fmt.Errorf("list nftables rules: %w", err)
-		}
-		same := slices.EqualFunc(rules, want.rules, func(have *nftables.Rule, want rule) bool {
-			return bytes.Equal(userdata.Get(have.UserData, userdata.TypeComment), want.tag())
-		})
-		if !same {
+		if !slices.EqualFunc(tags[want.Name], want.rules, func(have []byte, want rule) bool { return bytes.Equal(have, want.tag()) }) {
 			return fmt.Sprintf("rules of chain %s of table %s differ", want.Name, s.table.Name), nil
 		}
 	}
@@ -227,6 +237,46 @@ func (s *ruleset) differs(ns netns.NsHandle) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// ruleTags returns the tags of a table's rules, in order, by chain. A rule of somebody else
+// has none.
+func ruleTags(ns netns.NsHandle, t *nftables.Table) (map[string][][]byte, error) {
+	conn, err := mdnetlink.Dial(unix.NETLINK_NETFILTER, &mdnetlink.Config{NetNS: int(ns)})
+	if err != nil {
+		return nil, fmt.Errorf("open nftables: %w", err)
+	}
+	defer conn.Close() //nolint:errcheck // everything was answered
+	table, err := mdnetlink.MarshalAttributes([]mdnetlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: append([]byte(t.Name), 0)}})
+	if err != nil {
+		return nil, fmt.Errorf("list nftables rules: %w", err)
+	}
+	replies, err := conn.Execute(mdnetlink.Message{
+		Header: mdnetlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: mdnetlink.Request | mdnetlink.Dump},
+		Data:   append([]byte{byte(t.Family), unix.NFNETLINK_V0, 0, 0}, table...),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list nftables rules: %w", err)
+	}
+	out := map[string][][]byte{}
+	for _, m := range replies {
+		attrs, err := mdnetlink.UnmarshalAttributes(m.Data[min(4, len(m.Data)):])
+		if err != nil {
+			return nil, fmt.Errorf("read nftables rules: %w", err)
+		}
+		var chain string
+		var tag []byte
+		for _, a := range attrs {
+			switch a.Type {
+			case unix.NFTA_RULE_CHAIN:
+				chain = strings.TrimRight(string(a.Data), "\x00")
+			case unix.NFTA_RULE_USERDATA:
+				tag = userdata.Get(a.Data, userdata.TypeComment)
+			}
+		}
+		out[chain] = append(out[chain], tag)
+	}
+	return out, nil
 }
 
 func sameHook(a, b *nftables.Chain) bool {
@@ -340,14 +390,11 @@ func family(a netip.Addr) nftables.TableFamily {
 	return nftables.TableFamilyIPv6
 }
 
-// address loads the source or destination address of a packet.
-func address(f nftables.TableFamily, dst bool) *expr.Payload {
-	p := &expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}
+// destination loads the destination address of a packet.
+func destination(f nftables.TableFamily) *expr.Payload {
+	p := &expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
 	if f == nftables.TableFamilyIPv6 {
-		p.Offset, p.Len = 8, 16
-	}
-	if dst {
-		p.Offset += p.Len
+		p.Offset, p.Len = 24, 16
 	}
 	return p
 }

@@ -150,14 +150,21 @@ func dnat(narrow bool) []expr.Any {
 	)
 }
 
-func source(p netip.Prefix) []expr.Any {
+func source(p netip.Prefix) []expr.Any { return sourceIn(p, true) }
+
+// sourceIn matches what comes, or does not come, from an IPv4 prefix.
+func sourceIn(p netip.Prefix, in bool) []expr.Any {
+	op := expr.CmpOpEq
+	if !in {
+		op = expr.CmpOpNeq
+	}
 	mask := make([]byte, 4)
 	binary.BigEndian.PutUint32(mask, ^uint32(0)<<(32-p.Bits()))
 	base := p.Masked().Addr().As4()
 	return []expr.Any{
 		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
 		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: mask, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: base[:]},
+		&expr.Cmp{Op: op, Register: reg0, Data: base[:]},
 	}
 }
 

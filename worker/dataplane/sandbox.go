@@ -34,6 +34,7 @@ type sandbox struct {
 	lease
 	dns      *resolver
 	balancer balancer
+	answers  *answering // nil unless it is in the ingress network
 }
 
 func (s *sandbox) networks() []string {
@@ -175,7 +176,7 @@ func (d *Dataplane) ensureSandbox(f *fabric, s *sandbox, x *drift) error {
 		}
 		balances = append(balances, d.want.Balances(o.NetworkID)...)
 	}
-	errs = append(errs, d.ensureWayOut(h, s, x))
+	errs = append(errs, d.ensureWayOut(h, s, x), d.ensureSource(ns, h, s, x))
 	if s.dns == nil && x.add(kindNames, "container %.12s: nobody answers its questions", s.id) {
 		if s.dns, err = d.listen(ns, s); err != nil {
 			errs = append(errs, err)

@@ -49,7 +49,7 @@ func vipRules(f nftables.TableFamily, balances []netplan.Balance, dns dnsPorts) 
 		resolver := resolverAddr.As4()
 		for proto, port := range map[byte]uint16{unix.IPPROTO_UDP: dns.udp, unix.IPPROTO_TCP: dns.tcp} {
 			to := toBackend([]netip.Addr{resolverAddr}, port)
-			to.exprs = slices.Concat([]expr.Any{address(f, true), &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: resolver[:]}},
+			to.exprs = slices.Concat([]expr.Any{destination(f), &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: resolver[:]}},
 				protocol(proto), destinationPort(53), to.exprs)
 			output.rules = append(output.rules, to)
 		}
@@ -57,10 +57,10 @@ func vipRules(f nftables.TableFamily, balances []netplan.Balance, dns dnsPorts) 
 		slices.SortFunc(output.rules, func(a, b rule) int { return slices.Compare(a.tag(), b.tag()) })
 	}
 	output.rules = append(output.rules, rule{exprs: []expr.Any{
-		address(f, true), &expr.Lookup{SourceRegister: reg0, SetName: "services", IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT},
+		destination(f), &expr.Lookup{SourceRegister: reg0, SetName: "services", IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT},
 	}})
 	guard := &ruleChain{Chain: baseChain(t, "guard", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter)}
-	forVIP := []expr.Any{address(f, true), &expr.Lookup{SourceRegister: reg0, SetName: "vips"}}
+	forVIP := []expr.Any{destination(f), &expr.Lookup{SourceRegister: reg0, SetName: "vips"}}
 	unreachable := &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 3}
 	if f == nftables.TableFamilyIPv6 {
 		unreachable.Code = 4
