@@ -64,7 +64,13 @@ race: build ## unit tests under the race detector (needs cgo)
 .PHONY: e2e
 e2e: build ## end-to-end tests: real daemons, containers, namespaces and docker client (root)
 	@command -v docker >/dev/null || ./tools/docker-engine.sh $(BIN)/docker-engine
-	PATH="$$PATH:$(CURDIR)/$(BIN)/docker-engine/usr/bin" $(GO) test -count=1 -timeout 50m -v -run '$(RUN)' ./e2e
+	PATH="$$PATH:$(CURDIR)/$(BIN)/docker-engine/usr/bin" $(GO) test -count=1 -timeout 50m -v -run '$(RUN)' -skip '^TestInterop' ./e2e
+
+.PHONY: interop
+interop: deps build ## tests with Debian's Docker Engine as a member and as a manager (root)
+	@./tools/deps.sh iptables:iptables # which Docker Engine needs
+	@./tools/docker-engine.sh $(BIN)/docker-engine
+	PATH="$$PATH:$(CURDIR)/$(BIN)/docker-engine/usr/bin" $(GO) test -count=1 -timeout 15m -v -run '^TestInterop' ./e2e
 
 .PHONY: bench
 bench: deps build ## print the benchmark table and write bench/results (root)

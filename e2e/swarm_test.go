@@ -20,8 +20,9 @@ import (
 
 // swarm is a `skep dev` swarm under test.
 type swarm struct {
-	name  string
-	nodes []devNode
+	name    string
+	nodes   []devNode
+	engines []*dockerEngine // Docker's among the nodes
 }
 
 // devNode is one line of `skep dev ls --json`.
@@ -101,6 +102,9 @@ func (s *swarm) refresh(t *testing.T) {
 	s.nodes = nil
 	if err := json.Unmarshal([]byte(out), &s.nodes); err != nil {
 		t.Fatalf("dev ls: %v in %s", err, out)
+	}
+	for _, e := range s.engines {
+		s.nodes = append(s.nodes, e.node)
 	}
 }
 

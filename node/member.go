@@ -59,6 +59,8 @@ type member struct {
 	demanded string
 	// wanted is the role that this node is to have, by the last session message; "" before.
 	wanted string
+	// refusal is why this node is no manager although it was promoted, nil otherwise.
+	refusal error
 }
 
 // newMember returns a member with an identity that is stored already.
@@ -115,11 +117,17 @@ func (m *member) runRoles(ctx context.Context) error {
 			if err := m.forgetRaft(); err != nil {
 				return err
 			}
+			m.setRefusal(nil)
 			m.waitRole(ctx, nil)
 			continue
 		}
 		if !m.mayJoin() {
 			m.cfg.Log.Info("this node has no state of a manager, waiting for the swarm to say whether it is one", slog.String("node_id", m.creds.NodeID()))
+			m.waitRole(ctx, nil)
+			continue
+		}
+		if err := m.checkSwarm(ctx); err != nil {
+			m.cfg.Log.Error("promotion refused", slog.Any("error", err))
 			m.waitRole(ctx, nil)
 			continue
 		}
@@ -143,6 +151,32 @@ func (m *member) runRoles(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// checkSwarm refuses to make this node a manager beside Docker's, which promoted it without
+// asking. The node goes on as a worker.
+func (m *member) checkSwarm(ctx context.Context) error {
+	var refusal error
+	if k, ok := m.remotes.pick(m.saved.AdvertiseAddr); ok && !m.hasRaft() && m.founding == nil {
+		if err := enroll.CheckManager(ctx, m.creds, k.Addr); errors.Is(err, enroll.ErrDocker) {
+			refusal = fmt.Errorf("%w. It goes on as a worker; to have its role right, remove it and join it anew", err)
+		}
+	}
+	m.setRefusal(refusal)
+	return refusal
+}
+
+func (m *member) setRefusal(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.refusal = err
+}
+
+// refused returns why this node is no manager although its certificate is a manager's.
+func (m *member) refused() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.refusal
 }
 
 // joinAgainAfter is the pause of a manager that could not join the others, or that was

@@ -398,11 +398,16 @@ func (s *membership) join(ctx context.Context, done chan struct{}, saved savedSt
 		return fail(err)
 	}
 	saved.JoinInProgress = false
-	if err := errors.Join(os.MkdirAll(s.dir, 0o700), saved.save(s.dir), saveJoined(ctx, s.keys, id, saved.RemoteAddr)); err != nil {
-		return fail(err)
-	}
 	m, err := newMember(s.cfg, s.dir, saved, s.keys, id)
 	if err != nil {
+		return fail(err)
+	}
+	if m.creds.Role() == pki.ManagerRole {
+		if err := enroll.CheckManager(ctx, m.creds, saved.RemoteAddr); errors.Is(err, enroll.ErrDocker) {
+			return fail(fmt.Errorf("%w. Join with the token that `docker swarm join-token worker` shows there, and remove what this attempt left: docker node rm %s", err, m.creds.NodeID()))
+		}
+	}
+	if err := errors.Join(os.MkdirAll(s.dir, 0o700), saved.save(s.dir), saveJoined(ctx, s.keys, id, saved.RemoteAddr)); err != nil {
 		return fail(err)
 	}
 	m.remotes.add(saved.RemoteAddr)
@@ -453,7 +458,7 @@ func (s *membership) Leave(ctx context.Context, force bool) error {
 		return model.Errorf(model.Unavailable, "This node is not part of a swarm")
 	case status.LocalNodeState == swarm.LocalNodeStateLocked && !force:
 		return model.Errorf(model.Unavailable, "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.")
-	case m != nil && m.creds.Role() == pki.ManagerRole && !force:
+	case m != nil && m.creds.Role() == pki.ManagerRole && m.refused() == nil && !force:
 		return leaveRefusal(m)
 	}
 	if err := s.clear(); err != nil {
@@ -587,7 +592,10 @@ func (s *membership) Status() swarm.Info {
 			break
 		}
 		info.NodeID, info.NodeAddr = m.creds.NodeID(), hostOf(m.saved.AdvertiseAddr)
-		info.ControlAvailable = m.creds.Role() == pki.ManagerRole && info.LocalNodeState == swarm.LocalNodeStateActive
+		if err := m.refused(); err != nil && info.Error == "" {
+			info.Error = err.Error()
+		}
+		info.ControlAvailable = m.creds.Role() == pki.ManagerRole && m.refused() == nil && info.LocalNodeState == swarm.LocalNodeStateActive
 		for _, r := range m.remotes.list() {
 			info.RemoteManagers = append(info.RemoteManagers, swarm.Peer{NodeID: r.NodeID, Addr: r.Addr})
 		}
@@ -613,7 +621,7 @@ func (s *membership) role() (*managerRole, error) {
 		return nil, dockerapi.NotManager(status.LocalNodeState, true, status.Error)
 	}
 	role := m.manager.Load()
-	if m.creds.Role() != pki.ManagerRole {
+	if m.creds.Role() != pki.ManagerRole || m.refused() != nil {
 		return nil, dockerapi.NotManager(status.LocalNodeState, true, "")
 	}
 	if role == nil || !role.isReady() {

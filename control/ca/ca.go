@@ -80,12 +80,12 @@ func (s *Server) IssueNodeCertificate(ctx context.Context, req *api.IssueNodeCer
 	}
 	caller, _ := wire.Caller(ctx)
 	if caller.NodeID != "" && (caller.Is(pki.WorkerRole) || caller.Is(pki.ManagerRole)) {
-		return s.renew(ctx, caller.NodeID, req.GetCsr())
+		return s.renew(ctx, caller, req.GetCsr())
 	}
 	if !s.admit(time.Now()) {
 		return nil, status.Error(codes.ResourceExhausted, "too many nodes are joining at once; try again")
 	}
-	return s.join(ctx, req)
+	return s.join(ctx, caller, req)
 }
 
 // admit takes one from the bucket of join attempts.
@@ -101,12 +101,24 @@ func (s *Server) admit(now time.Time) bool {
 	return true
 }
 
-func (s *Server) renew(ctx context.Context, nodeID string, csr []byte) (*api.IssueNodeCertificateResponse, error) {
+// checkManager refuses manager certificates to other engines: who holds one may lead.
+func checkManager(role api.NodeRole, caller wire.Identity) error {
+	if role != api.NodeRole_MANAGER || caller.Skep {
+		return nil
+	}
+	return model.Errorf(model.Precondition, "a Docker Engine can be a worker of a Skep swarm but not a manager: join it with the token that `docker swarm join-token worker` shows")
+}
+
+func (s *Server) renew(ctx context.Context, caller wire.Identity, csr []byte) (*api.IssueNodeCertificateResponse, error) {
+	nodeID := caller.NodeID
 	resp := &api.IssueNodeCertificateResponse{NodeId: nodeID}
 	_, err := s.state.Update(ctx, func(tx *store.Tx) error {
 		node := tx.Snapshot().Node(nodeID)
 		if node == nil {
 			return model.Errorf(model.NotFound, "node %s not found when attempting to renew certificate", nodeID)
+		}
+		if err := checkManager(node.GetRole(), caller); err != nil {
+			return err
 		}
 		node = model.Clone(node)
 		node.Certificate = &api.Certificate{
@@ -119,7 +131,7 @@ func (s *Server) renew(ctx context.Context, nodeID string, csr []byte) (*api.Iss
 	return resp, err
 }
 
-func (s *Server) join(ctx context.Context, req *api.IssueNodeCertificateRequest) (*api.IssueNodeCertificateResponse, error) {
+func (s *Server) join(ctx context.Context, caller wire.Identity, req *api.IssueNodeCertificateRequest) (*api.IssueNodeCertificateResponse, error) {
 	id, err := model.NewID(rand.Reader)
 	if err != nil {
 		return nil, err
@@ -135,6 +147,9 @@ func (s *Server) join(ctx context.Context, req *api.IssueNodeCertificateRequest)
 			role = api.NodeRole_WORKER
 		default:
 			return model.Errorf(model.Invalid, "A valid join token is necessary to join this cluster")
+		}
+		if err := checkManager(role, caller); err != nil {
+			return err
 		}
 		return tx.Create(&api.Node{
 			Id: id,

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -89,10 +90,12 @@ func csr(t *testing.T) []byte {
 }
 
 func (r *rig) as(node, role string) context.Context {
-	return wire.WithIdentity(r.Context(), wire.Identity{NodeID: node, ClusterID: "swarm", OUs: []string{role}})
+	return wire.WithIdentity(r.Context(), wire.Identity{NodeID: node, ClusterID: "swarm", OUs: []string{role}, Skep: true})
 }
 
-func (r *rig) stranger() context.Context { return wire.WithIdentity(r.Context(), wire.Identity{}) }
+func (r *rig) stranger() context.Context {
+	return wire.WithIdentity(r.Context(), wire.Identity{Skep: true})
+}
 
 // issued returns the certificate of a node, once issued.
 func (r *rig) issued(node string) *x509.Certificate {
@@ -145,6 +148,45 @@ func TestJoinByToken(t *testing.T) {
 				node.GetSpec().GetMembership() != api.NodeSpec_ACCEPTED || node.GetSpec().GetAvailability() != api.NodeSpec_DRAIN {
 				t.Errorf("node %v", node)
 			}
+		}
+	})
+}
+
+// TestDockerIsNoManager holds that only Skep's nodes get manager certificates, by a token or
+// by a renewal.
+func TestDockerIsNoManager(t *testing.T) {
+	inRig(t, func(r *rig) {
+		const refusal = "a Docker Engine can be a worker of a Skep swarm but not a manager"
+		docker := wire.WithIdentity(r.Context(), wire.Identity{})
+		req := &api.IssueNodeCertificateRequest{Csr: csr(t), Token: "manager token"}
+		if _, err := r.s.IssueNodeCertificate(docker, req); model.KindOf(err) != model.Precondition || !strings.HasPrefix(err.Error(), refusal) {
+			t.Errorf("with a manager's token: %v", err)
+		}
+		for node := range r.state.View().Nodes() {
+			t.Errorf("there is node %s", node.GetId())
+		}
+		req.Token = "worker token"
+		joined, err := r.s.IssueNodeCertificate(docker, req)
+		if err != nil {
+			t.Fatalf("with a worker's token: %v", err)
+		}
+		id := joined.GetNodeId()
+		r.issued(id)
+		renew := func(role api.NodeRole) error {
+			r.update(func(tx *store.Tx) error {
+				n := model.Clone(tx.Snapshot().Node(id))
+				n.Role = role
+				return tx.Update(n)
+			})
+			as := wire.WithIdentity(r.Context(), wire.Identity{NodeID: id, ClusterID: "swarm", OUs: []string{pki.WorkerRole}})
+			_, err := r.s.IssueNodeCertificate(as, &api.IssueNodeCertificateRequest{Csr: csr(t)})
+			return err
+		}
+		if err := renew(api.NodeRole_MANAGER); model.KindOf(err) != model.Precondition || !strings.HasPrefix(err.Error(), refusal) {
+			t.Errorf("renewal as a manager: %v", err)
+		}
+		if err := renew(api.NodeRole_WORKER); err != nil {
+			t.Errorf("renewal as a worker: %v", err)
 		}
 	})
 }

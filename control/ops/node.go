@@ -83,6 +83,9 @@ func (o *Ops) UpdateNode(ctx context.Context, req *api.UpdateNodeRequest) (*api.
 		if old == nil {
 			return notFound("node", req.GetNodeId())
 		}
+		if err := checkPromotion(old, req.GetSpec()); err != nil {
+			return err
+		}
 		if old.GetSpec().GetDesiredRole() == api.NodeRole_MANAGER && req.GetSpec().GetDesiredRole() == api.NodeRole_WORKER {
 			if err := checkDemotion(tx.Snapshot(), old.GetId(), members); err != nil {
 				return err
@@ -97,6 +100,17 @@ func (o *Ops) UpdateNode(ctx context.Context, req *api.UpdateNodeRequest) (*api.
 		return nil, fail(err)
 	}
 	return &api.UpdateNodeResponse{Node: withManagerStatus(updated, members)}, nil
+}
+
+// checkPromotion refuses managers that are not Skep's: they could not lead, since they know
+// nothing of Skep's networks and services.
+func checkPromotion(n *api.Node, spec *api.NodeSpec) error {
+	promoted := spec.GetDesiredRole() == api.NodeRole_MANAGER && n.GetSpec().GetDesiredRole() != api.NodeRole_MANAGER
+	if !promoted || !model.Foreign(n.GetDescription()) {
+		return nil
+	}
+	return model.Errorf(model.Precondition, "node %s runs Docker Engine %s, which can be a worker of a Skep swarm but not a manager: promote a Skep node",
+		n.GetId(), n.GetDescription().GetEngine().GetEngineVersion())
 }
 
 // checkDemotion refuses what would end the swarm. It counts wanted managers, not

@@ -46,6 +46,38 @@ func TestDemotion(t *testing.T) {
 	}
 }
 
+// TestPromotionOfDocker holds that only Skep's nodes become managers.
+func TestPromotionOfDocker(t *testing.T) {
+	engine := func(plugin string) *api.NodeDescription {
+		return &api.NodeDescription{Engine: &api.EngineDescription{
+			EngineVersion: "20.10.24", Plugins: []*api.PluginDescription{{Type: "Network", Name: "bridge"}, {Type: "Network", Name: plugin}},
+		}}
+	}
+	for name, tt := range map[string]struct {
+		description *api.NodeDescription
+		code        codes.Code
+		text        string
+	}{
+		"skep":          {engine(model.SkepOverlay), codes.OK, ""},
+		"docker":        {engine("overlay"), codes.FailedPrecondition, "node 1 runs Docker Engine 20.10.24, which can be a worker of a Skep swarm but not a manager: promote a Skep node"},
+		"not yet known": {nil, codes.OK, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			node := aNode("1", api.NodeRole_WORKER, api.NodeStatus_READY)
+			node.Description = tt.description
+			o, state := newOps(t, members{member(2, "2", true)}, node)
+			update := func(spec *api.NodeSpec) error {
+				_, err := o.UpdateNode(t.Context(), &api.UpdateNodeRequest{NodeId: "1", NodeVersion: version(t, state, model.Nodes, "1"), Spec: spec})
+				return err
+			}
+			if err := update(&api.NodeSpec{Availability: api.NodeSpec_DRAIN}); err != nil {
+				t.Errorf("drain: %v", err)
+			}
+			wantStatus(t, update(&api.NodeSpec{DesiredRole: api.NodeRole_MANAGER}), tt.code, tt.text)
+		})
+	}
+}
+
 func TestNodeStatusComesFromRaft(t *testing.T) {
 	stale := aNode("1", api.NodeRole_MANAGER, api.NodeStatus_READY)
 	stale.ManagerStatus = &api.ManagerStatus{RaftId: 9, Leader: false}

@@ -29,6 +29,7 @@ func newPipeline(t *api.Task) pipeline {
 		{"Ready", plural("%s not available for new tasks"), ready},
 		{"Resource", plural("insufficient resources on %s"), resources(t)},
 		{"Plugin", plural("missing plugin on %s"), plugins(t)},
+		{"Overlay", plural("overlay networks and ingress ports do not reach %s with Docker Engine"), overlays(t)},
 		{"Constraint", plural("scheduling constraints not satisfied on %s"), constraints(t)},
 		{"Platform", plural("unsupported platform on %s"), platforms(t)},
 		{"HostPort", plural("host-mode port already in use on %s"), freePorts(t)},
@@ -145,7 +146,7 @@ func plugins(t *api.Task) func(*node) bool {
 		}
 	}
 	for _, a := range t.GetNetworks() {
-		if d := a.GetNetwork().GetDriverState().GetName(); d != "" {
+		if d := a.GetNetwork().GetDriverState().GetName(); d != "" && d != "overlay" {
 			want = append(want, plugin{"Network", d})
 		}
 	}
@@ -175,6 +176,18 @@ func hasPlugin(e *api.EngineDescription, kind, name string) bool {
 	return slices.ContainsFunc(e.GetPlugins(), func(p *api.PluginDescription) bool {
 		return p.GetType() == kind && (p.GetName() == name || p.GetName() == name+":latest")
 	})
+}
+
+// overlays keeps tasks that are on a network of the swarm, or published by its routing mesh,
+// from nodes that Skep's networks do not reach.
+func overlays(t *api.Task) func(*node) bool {
+	wanted := slices.ContainsFunc(t.GetNetworks(), func(a *api.NetworkAttachment) bool {
+		return a.GetNetwork().GetDriverState().GetName() == "overlay"
+	})
+	if !wanted {
+		return nil
+	}
+	return func(n *node) bool { return !model.Foreign(n.GetDescription()) }
 }
 
 func constraints(t *api.Task) func(*node) bool {

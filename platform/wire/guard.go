@@ -81,7 +81,7 @@ func (g *Guard) authorize(ctx context.Context, m method, known bool) (Identity, 
 	clusterID := g.Credentials.ClusterID()
 	direct := peerIdentity(ctx)
 	if g.Local {
-		direct = Identity{NodeID: g.Credentials.NodeID(), ClusterID: clusterID, OUs: []string{g.Credentials.Role()}, Addr: "@"}
+		direct = Identity{NodeID: g.Credentials.NodeID(), ClusterID: clusterID, OUs: []string{g.Credentials.Role()}, Addr: "@", Skep: true}
 	}
 	caller, forwarded := forwardedIdentity(ctx, direct)
 	if g.Local && !forwarded {
@@ -102,7 +102,7 @@ func (g *Guard) authorize(ctx context.Context, m method, known bool) (Identity, 
 	if m.rule.GetAnyone() {
 		// Whoever has a certificate is still known by it, unless it is void.
 		if caller.ClusterID != clusterID || g.Removed(caller.NodeID) {
-			caller = Identity{Addr: caller.Addr, Forwarder: caller.Forwarder}
+			caller = Identity{Addr: caller.Addr, Forwarder: caller.Forwarder, Skep: caller.Skep}
 		}
 		return caller, nil
 	}

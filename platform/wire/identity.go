@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
@@ -22,7 +23,24 @@ const (
 	keyOU        = "forwarded_cert_ou"
 	keyAddr      = "remote_addr"
 	keyRedirect  = "redirect"
+	// keySkep is in every unary call of a Skep node. It admits to nothing that is a secret:
+	// by it managers refuse what another engine cannot do before it tries.
+	keySkep = "skep-node"
 )
+
+// markSkep says in a call of this node that it is a Skep node. What a manager passes on for
+// others says what they said.
+func markSkep(ctx context.Context, name string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if md, _ := metadata.FromOutgoingContext(ctx); len(md.Get(keyForwarded)) == 0 {
+		ctx = metadata.AppendToOutgoingContext(ctx, keySkep, "true")
+	}
+	return invoke(ctx, name, req, reply, conn, opts...)
+}
+
+func saysSkep(ctx context.Context) bool {
+	md, _ := metadata.FromIncomingContext(ctx)
+	return len(md.Get(keySkep)) > 0
+}
 
 // Identity is who makes a call. The zero value is a caller without a certificate.
 type Identity struct {
@@ -34,6 +52,8 @@ type Identity struct {
 	Addr string
 	// Forwarder is the manager that forwarded the call, or "".
 	Forwarder string
+	// Skep is set when the caller says that it is a Skep node. Docker Engine does not.
+	Skep bool
 }
 
 // Anonymous reports whether the caller presented no certificate.
@@ -66,7 +86,7 @@ func CallerNode(ctx context.Context) (nodeID, addr string, err error) {
 
 // peerIdentity reads the direct peer of a connection.
 func peerIdentity(ctx context.Context) Identity {
-	var id Identity
+	id := Identity{Skep: saysSkep(ctx)}
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		return id
@@ -101,7 +121,7 @@ func forwardedIdentity(ctx context.Context, forwarder Identity) (id Identity, ok
 	}
 	return Identity{
 		NodeID: first(keyCN), ClusterID: first(keyOrg), OUs: md.Get(keyOU),
-		Addr: first(keyAddr), Forwarder: forwarder.NodeID,
+		Addr: first(keyAddr), Forwarder: forwarder.NodeID, Skep: saysSkep(ctx),
 	}, true
 }
 

@@ -283,7 +283,7 @@ func TestForwardedCallKeepsItsCaller(t *testing.T) {
 			if _, err := api.NewDispatcherClient(conn).Heartbeat(lies, new(api.HeartbeatRequest)); err != nil {
 				t.Fatal(err)
 			}
-			if got := fmt.Sprintf("%+v", r.seen); got != "{NodeID:w ClusterID:swarm OUs:[swarm-worker] Addr:10.0.0.9:1 Forwarder:follower}" {
+			if got := fmt.Sprintf("%+v", r.seen); got != "{NodeID:w ClusterID:swarm OUs:[swarm-worker] Addr:10.0.0.9:1 Forwarder:follower Skep:true}" {
 				t.Errorf("the leader sees %s", got)
 			}
 			_, err := skepv1.NewInsightClient(conn).Overview(lies, new(skepv1.OverviewRequest))

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/worker/runtime/fake"
 )
 
@@ -92,6 +93,7 @@ type rig struct {
 
 	m      *manager
 	engine *fake.Engine
+	nets   Networks
 	dir    string
 	conn   *grpc.ClientConn
 	halt   func() // ends the agent
@@ -128,6 +130,7 @@ func (r *rig) start() {
 		},
 		Describe:  func(context.Context) (*api.NodeDescription, error) { return new(api.NodeDescription), nil },
 		OnSession: func(*api.SessionMessage) {},
+		Networks:  r.nets,
 	})
 	ctx, cancel := context.WithCancel(r.Context())
 	done := make(chan error, 1)
@@ -281,6 +284,37 @@ func TestSecretsArriveLate(t *testing.T) {
 		r.want("t1", api.TaskState_PREPARING, 0, 0)
 		r.assign(needy, &api.Secret{Id: "secret", Spec: &api.SecretSpec{Data: []byte("x")}})
 		r.want("t1", api.TaskState_RUNNING, 1, 1)
+	})
+}
+
+// noNetworks fails the test when it is asked for anything.
+type noNetworks struct{ *testing.T }
+
+func (n noNetworks) Apply(context.Context, *skepv1.NetworkUpdate) error {
+	n.Error("networks were programmed without a manager that knows them")
+	return nil
+}
+
+// The managers of this rig know nothing of Skep's networks, as Docker's: a task of an overlay
+// must be rejected, not wait for ever, and the session must stay.
+func TestOverlayOfDockerIsRefused(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.halt()
+		r.nets = noNetworks{t}
+		r.start()
+		overlay := task("t1", api.TaskState_RUNNING)
+		overlay.Networks = []*api.NetworkAttachment{{Network: &api.Network{Id: "net", DriverState: &api.Driver{Name: "overlay"}}}}
+		r.m.mu.Lock()
+		before := r.m.sessions
+		r.m.mu.Unlock()
+		r.assign(overlay, task("t2", api.TaskState_RUNNING))
+		r.want("t2", api.TaskState_RUNNING, 1, 1)
+		r.want("t1", api.TaskState_REJECTED, 1, 1)
+		r.m.mu.Lock()
+		defer r.m.mu.Unlock()
+		if r.m.sessions != before {
+			t.Errorf("%d sessions more", r.m.sessions-before)
+		}
 	})
 }
 

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/worker/runtime"
 )
 
@@ -22,7 +23,7 @@ func Describe(info runtime.Info, hostname, version string, labels map[string]str
 				{Type: "Network", Name: "bridge"},
 				{Type: "Network", Name: "host"},
 				{Type: "Network", Name: "null"},
-				{Type: "Network", Name: "overlay"},
+				{Type: "Network", Name: model.SkepOverlay},
 				{Type: "Volume", Name: "local"},
 			},
 		},

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"maps"
 	"slices"
@@ -60,16 +61,28 @@ func (a *Agent) logs(ctx context.Context, conn grpc.ClientConnInterface) error {
 		open[msg.GetId()] = cancel
 		group.Go(func() {
 			defer cancel()
-			if err := a.publish(sub, broker, msg); err != nil && sub.Err() == nil {
+			if err := a.publish(sub, conn, msg); err != nil && sub.Err() == nil {
 				a.cfg.Log.Warn("publish logs", slog.String("subscription_id", msg.GetId()), slog.Any("error", err))
 			}
 		})
 	}
 }
 
+// openPublisher opens a stream to publish logs on. Docker's managers end it without the
+// response that the protocol has, which is an error to a client of a method with one; as a
+// stream of responses it is an end like any other.
+func openPublisher(ctx context.Context, conn grpc.ClientConnInterface) (grpc.ClientStreamingClient[api.PublishLogsMessage, api.PublishLogsResponse], error) {
+	desc := &grpc.StreamDesc{StreamName: "PublishLogs", ClientStreams: true, ServerStreams: true}
+	stream, err := conn.NewStream(ctx, desc, api.LogBroker_PublishLogs_FullMethodName)
+	if err != nil {
+		return nil, err
+	}
+	return &grpc.GenericClientStream[api.PublishLogsMessage, api.PublishLogsResponse]{ClientStream: stream}, nil
+}
+
 // publish sends the lines of all tasks that a subscription selects.
-func (a *Agent) publish(ctx context.Context, broker api.LogBrokerClient, sub *api.SubscriptionMessage) error {
-	stream, err := broker.PublishLogs(ctx)
+func (a *Agent) publish(ctx context.Context, conn grpc.ClientConnInterface, sub *api.SubscriptionMessage) error {
+	stream, err := openPublisher(ctx, conn)
 	if err != nil {
 		return err
 	}
@@ -89,7 +102,9 @@ func (a *Agent) publish(ctx context.Context, broker api.LogBrokerClient, sub *ap
 	if err := stream.Send(&api.PublishLogsMessage{SubscriptionId: sub.GetId(), Close: true}); err != nil {
 		return err
 	}
-	_, err = stream.CloseAndRecv()
+	if _, err = stream.CloseAndRecv(); errors.Is(err, io.EOF) {
+		return nil
+	}
 	return err
 }
 

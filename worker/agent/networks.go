@@ -11,6 +11,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/model"
 )
 
 // Networks makes this node's kernel match what the swarm says of its networks.
@@ -60,12 +61,14 @@ func (a *Agent) networks(ctx context.Context, conn grpc.ClientConnInterface, ses
 		select {
 		case err := <-ended:
 			if status.Code(err) == codes.Unimplemented {
+				a.worker.setOverlays(overlaysForeign)
 				<-ctx.Done()
 				return ctx.Err()
 			}
 			return err
 		case u = <-updates:
 			version = u.GetVersion()
+			a.worker.setOverlays(overlaysServed)
 		case <-again:
 		}
 		again = nil
@@ -127,6 +130,52 @@ func (w *worker) awaitWithdrawal(ctx context.Context, task *api.Task) {
 			return
 		case <-ctx.Done():
 			return
+		}
+	}
+}
+
+// overlays is what the agent knows of its swarm's overlay networks.
+type overlays int
+
+const (
+	// overlaysUnknown is so until a manager has answered.
+	overlaysUnknown overlays = iota
+	// overlaysServed are Skep's: the managers say what the networks hold.
+	overlaysServed
+	// overlaysForeign are Docker Engine's, which learn that from each other.
+	overlaysForeign
+)
+
+func (w *worker) setOverlays(o overlays) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.overlays != o {
+		w.overlays = o
+		w.notify()
+	}
+}
+
+// checkOverlays refuses a task of an overlay network that this node cannot take part in.
+// It waits until the managers are known.
+func (w *worker) checkOverlays(ctx context.Context, task *api.Task) error {
+	if w.cfg.Networks == nil || !spansNodes(task) {
+		return nil
+	}
+	for {
+		w.mu.Lock()
+		known, changed := w.overlays, w.changed
+		w.mu.Unlock()
+		switch known {
+		case overlaysServed:
+			return nil
+		case overlaysForeign:
+			return model.Errorf(model.Unimplemented, "a Skep node in a swarm of Docker Engine has no overlay networks and no ingress ports: publish with mode=host, use the network host, or keep the service off this node by a constraint")
+		case overlaysUnknown:
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }

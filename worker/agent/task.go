@@ -213,6 +213,9 @@ func (m *managed) find(ctx context.Context, task *api.Task) (*container.InspectR
 }
 
 func (m *managed) prepare(ctx context.Context, task *api.Task) (*api.TaskStatus, error) {
+	if err := m.w.checkOverlays(ctx, task); err != nil {
+		return nil, err
+	}
 	release, err := m.slot(ctx, m.w.starting)
 	if err != nil {
 		return nil, err

@@ -41,7 +41,8 @@ type worker struct {
 	reports  map[string]*api.TaskStatus // not yet sent, the latest of each task
 	// withdrawn are the tasks that no node leads connections to any longer.
 	withdrawn map[string]bool
-	changed   chan struct{} // closed and replaced when a task came, went, started or was withdrawn
+	overlays  overlays
+	changed   chan struct{} // closed and replaced when a task came, went, started or was withdrawn, and with overlays
 }
 
 // newWorker returns a worker whose tasks' loops end with ctx.
