@@ -16,6 +16,7 @@ import (
 
 	ctdlog "github.com/containerd/log"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/edge/cli"
@@ -30,6 +31,10 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 	log, err := logger(d)
 	if err != nil {
 		return err
+	}
+	// The memory holds keys and secrets: no core dump of it, and no look into it but root's.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid core dumps: %w", err)
 	}
 	hostname, err := os.Hostname()
 	if err != nil {

@@ -1,6 +1,8 @@
 package dispatcher
 
 import (
+	"context"
+	"log/slog"
 	"strconv"
 	"sync"
 
@@ -80,6 +82,9 @@ func (f *feed) take() (events []model.Event, again bool) {
 
 // assigned is what one stream has sent: tasks, and secrets and configs by their users.
 type assigned struct {
+	// ask returns a driver's value of a secret for a task, as the node shall know it; nil
+	// when there is none.
+	ask     func(*api.Secret, *api.Task) *api.Secret
 	tasks   map[string]bool
 	secrets map[string]map[string]bool // secret id, task ids
 	configs map[string]map[string]bool
@@ -123,7 +128,7 @@ func (d *Dispatcher) Assignments(req *api.AssignmentsRequest, stream api.Dispatc
 		events, again := f.take()
 		msg := &api.AssignmentsMessage{Type: api.AssignmentsMessage_INCREMENTAL, AppliesTo: strconv.Itoa(version)}
 		if again {
-			sent = &assigned{tasks: map[string]bool{}, secrets: map[string]map[string]bool{}, configs: map[string]map[string]bool{}}
+			sent = &assigned{ask: d.asker(ctx), tasks: map[string]bool{}, secrets: map[string]map[string]bool{}, configs: map[string]map[string]bool{}}
 			msg = &api.AssignmentsMessage{Type: api.AssignmentsMessage_COMPLETE, Changes: sent.complete(d.cfg.State.View(), nodeID)}
 		} else {
 			msg.Changes = sent.apply(d.cfg.State.View(), events)
@@ -188,7 +193,7 @@ func (a *assigned) add(view *store.Snapshot, task *api.Task) []*api.AssignmentCh
 	var changes []*api.AssignmentChange
 	if task.GetStatus().GetState() <= api.TaskState_RUNNING {
 		for _, ref := range task.GetSpec().GetContainer().GetSecrets() {
-			if secret := view.Secret(ref.GetSecretId()); secret != nil && hold(a.secrets, secret.GetId(), task.GetId()) {
+			if secret := a.secret(view, ref, task); secret != nil && hold(a.secrets, secret.GetId(), task.GetId()) {
 				changes = append(changes, &api.AssignmentChange{Assignment: &api.Assignment{Item: &api.Assignment_Secret{Secret: secret}}})
 			}
 		}
@@ -200,6 +205,37 @@ func (a *assigned) add(view *store.Snapshot, task *api.Task) []*api.AssignmentCh
 	}
 	a.tasks[task.GetId()] = true
 	return append(changes, updateTask(task))
+}
+
+// secret returns what a task gets for a reference, nil when there is nothing: then the node
+// says what is missing.
+func (a *assigned) secret(view *store.Snapshot, ref *api.SecretReference, task *api.Task) *api.Secret {
+	secret := view.Secret(ref.GetSecretId())
+	if secret.GetSpec().GetDriver() == nil || a.secrets[secret.GetId()] != nil {
+		return secret // stored, or given to another task of the node for all
+	}
+	return a.ask(secret, task)
+}
+
+// asker returns the function that asks secret drivers for one stream.
+func (d *Dispatcher) asker(ctx context.Context) func(*api.Secret, *api.Task) *api.Secret {
+	return func(secret *api.Secret, task *api.Task) *api.Secret {
+		if d.cfg.Secret == nil {
+			return nil
+		}
+		data, reuse, err := d.cfg.Secret(ctx, secret, task)
+		if err != nil {
+			d.cfg.Log.Warn("secret driver gave no value, so the task will fail", slog.String("secret_id", secret.GetId()),
+				slog.String("task_id", task.GetId()), slog.String("service_id", task.GetServiceId()), slog.Any("error", err))
+			return nil
+		}
+		given := model.Clone(secret)
+		given.Spec.Data = data
+		if !reuse {
+			given.Id, given.Internal = model.TaskSecretID(secret.GetId(), task.GetId()), true
+		}
+		return given
+	}
 }
 
 // hold notes a user and reports whether it is the first.

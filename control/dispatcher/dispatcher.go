@@ -23,7 +23,7 @@ import (
 	"github.com/skep-dev/skep/core/model"
 )
 
-// Config is what a Dispatcher works with; all fields are required but Registerer.
+// Config is what a Dispatcher works with; all fields are required but Secret and Registerer.
 type Config struct {
 	State replica.State
 	// Members returns the managers, for nodes to know whom they can talk to.
@@ -31,7 +31,10 @@ type Config struct {
 	// NodeID is this manager's, noted in what it applies.
 	NodeID string
 	// Caller says which node makes a call, and from which address.
-	Caller     func(ctx context.Context) (nodeID, addr string, err error)
+	Caller func(ctx context.Context) (nodeID, addr string, err error)
+	// Secret asks the driver of a secret for what a task gets, and whether the node's other
+	// tasks may get the same. Nil means that there are no drivers.
+	Secret     func(ctx context.Context, secret *api.Secret, task *api.Task) (data []byte, reuse bool, err error)
 	Log        *slog.Logger
 	Registerer prometheus.Registerer
 }

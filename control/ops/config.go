@@ -6,12 +6,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/lifecycle"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
 )
-
-// maxConfig is the first size that a config may not have.
-const maxConfig = 1000 * 1024
 
 // GetConfig returns a config with its data.
 func (o *Ops) GetConfig(_ context.Context, req *api.GetConfigRequest) (*api.GetConfigResponse, error) {
@@ -67,10 +65,10 @@ func validateConfig(spec *api.ConfigSpec) error {
 	if err := validPayloadName(spec.GetAnnotations()); err != nil {
 		return err
 	}
-	if n := len(spec.GetData()); n == 0 || n >= maxConfig {
-		return invalid("config data must be larger than 0 and less than %d bytes", maxConfig)
+	if n := len(spec.GetData()); n == 0 || n > model.MaxConfig {
+		return invalid("config data must be larger than 0 and less than %d bytes", model.MaxConfig+1)
 	}
-	return nil
+	return lifecycle.CheckPayload(spec.GetTemplating(), spec.GetData())
 }
 
 // UpdateConfig changes a config's labels.

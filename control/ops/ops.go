@@ -26,6 +26,8 @@ type Config struct {
 	Membership Membership
 	// Authority reaches external CAs; nil means that there are none.
 	Authority Authority
+	// SecretDriver checks that a secret driver of this name is there; nil means that none is.
+	SecretDriver func(ctx context.Context, name string) error
 	// Random is the source of ids and tokens; nil means crypto/rand.
 	Random io.Reader
 }
@@ -39,6 +41,8 @@ type Ops struct {
 	random  io.Reader
 	// authority is never nil.
 	authority Authority
+	// secretDriver is nil when there are no drivers.
+	secretDriver func(ctx context.Context, name string) error
 }
 
 // New returns an Ops on a state.
@@ -49,7 +53,9 @@ func New(config Config) *Ops {
 	if config.Authority == nil {
 		config.Authority = noAuthority{}
 	}
-	return &Ops{state: config.State, members: config.Membership, random: config.Random, authority: config.Authority}
+	return &Ops{
+		state: config.State, members: config.Membership, random: config.Random, authority: config.Authority, secretDriver: config.SecretDriver,
+	}
 }
 
 func (o *Ops) newID() (string, error) { return model.NewID(o.random) }

@@ -6,12 +6,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/lifecycle"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
 )
-
-// maxSecret is the first size that a secret may not have.
-const maxSecret = 500 * 1024
 
 // redacted returns a secret without its data.
 func redacted(s *api.Secret) *api.Secret {
@@ -49,7 +47,7 @@ func (o *Ops) ListSecrets(_ context.Context, req *api.ListSecretsRequest) (*api.
 // CreateSecret stores a secret.
 func (o *Ops) CreateSecret(ctx context.Context, req *api.CreateSecretRequest) (*api.CreateSecretResponse, error) {
 	spec := model.Clone(req.GetSpec())
-	if err := validateSecret(spec); err != nil {
+	if err := o.validateSecret(ctx, spec); err != nil {
 		return nil, fail(err)
 	}
 	id, err := o.newID()
@@ -69,7 +67,7 @@ func (o *Ops) CreateSecret(ctx context.Context, req *api.CreateSecretRequest) (*
 	return &api.CreateSecretResponse{Secret: redacted(secret)}, nil
 }
 
-func validateSecret(spec *api.SecretSpec) error {
+func (o *Ops) validateSecret(ctx context.Context, spec *api.SecretSpec) error {
 	if spec == nil {
 		return invalid("no secret spec given")
 	}
@@ -77,15 +75,29 @@ func validateSecret(spec *api.SecretSpec) error {
 		return err
 	}
 	if spec.GetDriver() != nil {
-		if spec.GetDriver().GetName() == "" {
-			return invalid("secret driver must have a name")
-		}
-		return model.Errorf(model.Internal, "plugin %q not found", spec.GetDriver().GetName())
+		return o.validateDriver(ctx, spec)
 	}
-	if n := len(spec.GetData()); n == 0 || n >= maxSecret {
-		return invalid("secret data must be larger than 0 and less than %d bytes", maxSecret)
+	if n := len(spec.GetData()); n == 0 || n > model.MaxSecret {
+		return invalid("secret data must be larger than 0 and less than %d bytes", model.MaxSecret+1)
 	}
-	return nil
+	return lifecycle.CheckPayload(spec.GetTemplating(), spec.GetData())
+}
+
+// validateDriver checks a secret whose value a plugin on the managers' machines knows.
+func (o *Ops) validateDriver(ctx context.Context, spec *api.SecretSpec) error {
+	name := spec.GetDriver().GetName()
+	switch {
+	case name == "":
+		return invalid("secret driver must have a name")
+	case len(spec.GetData()) > 0:
+		return invalid("secret %s has a driver, so it cannot have data: the driver %s gives its value", spec.GetAnnotations().GetName(), name)
+	case o.secretDriver == nil:
+		return model.Errorf(model.Internal, "plugin %q not found", name)
+	}
+	if err := lifecycle.CheckPayload(spec.GetTemplating(), nil); err != nil {
+		return err
+	}
+	return o.secretDriver(ctx, name)
 }
 
 // UpdateSecret changes a secret's labels.

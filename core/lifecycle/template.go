@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -44,17 +45,32 @@ func (l *limited) Write(p []byte) (int, error) {
 }
 
 func expand(text string, data templateData) (string, error) {
+	return expandWith(text, data, nil)
+}
+
+// parseTemplate reads a template that may call more functions than the common ones.
+func parseTemplate(text string, more template.FuncMap) (*template.Template, error) {
+	t, err := template.New("expansion").Option("missingkey=error").Funcs(template.FuncMap{
+		"join": func(sep string, parts ...string) string { return strings.Join(parts, sep) },
+	}).Funcs(more).Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	if endless(t.Root) {
+		return nil, errEndless
+	}
+	return t, nil
+}
+
+var errEndless = errors.New("template: expansion: range is for fields only, and templates cannot call templates")
+
+func expandWith(text string, data templateData, more template.FuncMap) (string, error) {
 	if !strings.Contains(text, "{{") {
 		return text, nil
 	}
-	t, err := template.New("expansion").Option("missingkey=error").Funcs(template.FuncMap{
-		"join": func(sep string, parts ...string) string { return strings.Join(parts, sep) },
-	}).Parse(text)
+	t, err := parseTemplate(text, more)
 	if err != nil {
 		return "", err
-	}
-	if endless(t.Root) {
-		return "", fmt.Errorf("template: expansion: %q: range is for fields only, and templates cannot call templates", text)
 	}
 	var out limited
 	if err := t.Execute(&out, data); err != nil {
@@ -86,9 +102,8 @@ func endless(list *parse.ListNode) bool {
 	})
 }
 
-// Expand returns the container spec of a task with the templates in its environment,
-// mounts and host name expanded. The task is not changed.
-func Expand(task *api.Task, node TemplateNode) (*api.ContainerSpec, error) {
+// dataOf returns the dot of a task's templates.
+func dataOf(task *api.Task, node TemplateNode) templateData {
 	var data templateData
 	data.Service.ID, data.Service.Name = task.GetServiceId(), task.GetServiceAnnotations().GetName()
 	data.Service.Labels = task.GetServiceAnnotations().GetLabels()
@@ -97,6 +112,13 @@ func Expand(task *api.Task, node TemplateNode) (*api.ContainerSpec, error) {
 	if task.GetSlot() != 0 {
 		data.Task.Slot = fmt.Sprint(task.GetSlot())
 	}
+	return data
+}
+
+// Expand returns the container spec of a task with the templates in its environment,
+// mounts and host name expanded. The task is not changed.
+func Expand(task *api.Task, node TemplateNode) (*api.ContainerSpec, error) {
+	data := dataOf(task, node)
 	spec := proto.CloneOf(task.GetSpec().GetContainer())
 	if spec == nil {
 		return nil, fmt.Errorf("task %s has no container spec", task.GetId())

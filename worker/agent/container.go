@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
+	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/lifecycle"
@@ -31,7 +32,8 @@ const (
 
 // convert describes the container of a task to the runtime.
 func (w *worker) convert(task *api.Task) (*runtime.CreateOptions, error) {
-	spec, err := lifecycle.Expand(task, lifecycle.TemplateNode{ID: w.cfg.NodeID, Hostname: w.cfg.Hostname})
+	node := w.templateNode()
+	spec, err := lifecycle.Expand(task, node)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +41,7 @@ func (w *worker) convert(task *api.Task) (*runtime.CreateOptions, error) {
 	if err != nil {
 		return nil, err
 	}
-	secrets, configs, err := w.dependencies(spec)
+	secrets, configs, err := w.dependencies(task, spec, node)
 	if err != nil {
 		return nil, err
 	}
@@ -99,6 +101,17 @@ func (w *worker) convert(task *api.Task) (*runtime.CreateOptions, error) {
 		return nil, err
 	}
 	return &runtime.CreateOptions{Name: model.TaskName(task), Config: config, HostConfig: host, Networking: networking, Files: files}, nil
+}
+
+// templateNode is this node as templates see it: what its description says.
+func (w *worker) templateNode() lifecycle.TemplateNode {
+	node := lifecycle.TemplateNode{ID: w.cfg.NodeID, Hostname: w.cfg.Hostname}
+	node.Platform.OS = "linux"
+	var u unix.Utsname
+	if err := unix.Uname(&u); err == nil {
+		node.Platform.Architecture = unix.ByteSliceToString(u.Machine[:])
+	}
+	return node
 }
 
 // labels returns the container's labels; those of the system win.

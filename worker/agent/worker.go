@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -272,27 +273,67 @@ func (w *worker) sweep(ctx context.Context, keep map[string]bool) {
 	}
 }
 
-// dependencies returns the files of a task's secrets and configs, or an error that names
-// the one that is not here.
-func (w *worker) dependencies(spec *api.ContainerSpec) (map[string][]byte, map[string][]byte, error) {
+// payload is a secret or config of a task, under the id that the task knows.
+type payload struct {
+	kind, name, id string
+	data           []byte
+	templating     *api.Driver
+	limit          int // of the data after expansion
+}
+
+// gather returns the secrets and configs of a task, or an error that names the one that is
+// not here.
+func (w *worker) gather(task *api.Task, spec *api.ContainerSpec) ([]payload, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	secrets, configs := map[string][]byte{}, map[string][]byte{}
+	var all []payload
 	for _, ref := range spec.GetSecrets() {
-		s := w.secrets[ref.GetSecretId()]
+		// A secret driver may have given this task a value of its own.
+		s := w.secrets[model.TaskSecretID(ref.GetSecretId(), task.GetId())]
 		if s == nil {
-			return nil, nil, w.missing("secret", ref.GetSecretName())
+			s = w.secrets[ref.GetSecretId()]
 		}
-		secrets[ref.GetSecretId()] = s.GetSpec().GetData()
+		if s == nil {
+			return nil, w.missing("secret", ref.GetSecretName())
+		}
+		all = append(all, payload{"secret", ref.GetSecretName(), ref.GetSecretId(), s.GetSpec().GetData(), s.GetSpec().GetTemplating(), model.MaxSecret})
 	}
 	for _, ref := range spec.GetConfigs() {
 		c := w.configs[ref.GetConfigId()]
 		if c == nil {
-			return nil, nil, w.missing("config", ref.GetConfigName())
+			return nil, w.missing("config", ref.GetConfigName())
 		}
-		configs[ref.GetConfigId()] = c.GetSpec().GetData()
+		all = append(all, payload{"config", ref.GetConfigName(), ref.GetConfigId(), c.GetSpec().GetData(), c.GetSpec().GetTemplating(), model.MaxConfig})
 	}
-	return secrets, configs, nil
+	return all, nil
+}
+
+// dependencies returns the data of a task's secrets and configs by their ids, with the
+// templates among them expanded.
+func (w *worker) dependencies(task *api.Task, spec *api.ContainerSpec, node lifecycle.TemplateNode) (secrets, configs map[string][]byte, err error) {
+	all, err := w.gather(task, spec)
+	if err != nil {
+		return nil, nil, err
+	}
+	byKind := func() map[string]map[string][]byte {
+		return map[string]map[string][]byte{"secret": {}, "config": {}}
+	}
+	stored, expanded := byKind(), byKind()
+	for _, p := range all {
+		stored[p.kind][p.id] = p.data
+	}
+	templates := lifecycle.NewPayloads(task, spec, node, stored["secret"], stored["config"])
+	for _, p := range all {
+		data, err := templates.Expand(p.templating, p.data)
+		if err == nil && len(data) > p.limit {
+			err = model.Errorf(model.Invalid, "it expands to %d bytes, more than the %d of a %s", len(data), p.limit, p.kind)
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("expand %s %s: %w", p.kind, p.name, err)
+		}
+		expanded[p.kind][p.id] = data
+	}
+	return expanded["secret"], expanded["config"], nil
 }
 
 // missing is the error of a task that refers to something that is not here. It may pass

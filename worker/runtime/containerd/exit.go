@@ -139,6 +139,9 @@ func (e *Engine) settle(ctx context.Context, c *record, x shim.Exit) error {
 		}
 	}
 	e.groups.leave(s.Group, false)
+	if s.HasFiles && !wantsRestart(ending(s, x)) { // secrets are there for as long as they are used
+		errs = append(errs, e.dropFiles(c.id))
+	}
 	errs = append(errs, e.ended(c, x))
 	e.metrics.observe("exit", begin, errors.Join(errs...))
 	return errors.Join(errs...)
@@ -196,6 +199,12 @@ func (e *Engine) ended(c *record, x shim.Exit) error {
 	waiting.Tell(runtime.WaitResult{ExitCode: code})
 	e.afterExit(c, s)
 	return err
+}
+
+// ending is what a record will say after an exit, as far as restarts depend on it.
+func ending(s saved, x shim.Exit) saved {
+	s.ExitCode = int(x.Code)
+	return s
 }
 
 // afterExit removes or restarts a container if it is to be.

@@ -21,7 +21,7 @@ const secretsDir = "/run/secrets"
 // filesDir is where a container's secrets are mounted on the host.
 func (e *Engine) filesDir(id string) string { return filepath.Join(e.stateDir("f"), id) }
 
-// writeFiles puts a container's files on a tmpfs of its own. Those below /run/secrets
+// writeFiles puts a container's files on a file system of its own that exists in memory only. Those below /run/secrets
 // keep their place under "secrets"; others are numbered under "files", with their target
 // in the link of the same number.
 func (e *Engine) writeFiles(c *record, files []runtime.File) (err error) {
@@ -34,11 +34,8 @@ func (e *Engine) writeFiles(c *record, files []runtime.File) (err error) {
 			err = errors.Join(err, e.dropFiles(c.id))
 		}
 	}()
-	// noswap keeps secrets off the disk even when memory is short; older kernels do not know it.
-	if err := mountTmpfs(dir, "mode=0711,noswap"); err != nil {
-		if err := mountTmpfs(dir, "mode=0711"); err != nil {
-			return fmt.Errorf("mount tmpfs for secrets: %w", err)
-		}
+	if err := mountMemory(dir); err != nil {
+		return err
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -69,8 +66,36 @@ func (e *Engine) writeFiles(c *record, files []runtime.File) (err error) {
 	return nil
 }
 
-func mountTmpfs(dir, options string) error {
-	return unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, options)
+const fileFlags = unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC
+
+// mountMemory mounts a file system whose pages the kernel never writes to swap: a tmpfs
+// without swap (Linux 6.4), else a ramfs. The size of what is written is bounded by that of
+// secrets and configs.
+func mountMemory(dir string) error {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", fileFlags, "mode=0711,noswap"); err == nil {
+		return nil
+	}
+	return mountRAM(dir)
+}
+
+func mountRAM(dir string) error {
+	if err := unix.Mount("ramfs", dir, "ramfs", fileFlags, "mode=0711"); err != nil {
+		return fmt.Errorf("mount memory for secrets: %w", err)
+	}
+	return nil
+}
+
+// inMemory reports whether a directory lies on such a file system.
+func inMemory(dir string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && (st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC) && isMount(dir)
+}
+
+// isMount reports whether a directory is the root of a mount: its device differs from that
+// of its parent.
+func isMount(dir string) bool {
+	var own, parent unix.Stat_t
+	return unix.Lstat(dir, &own) == nil && unix.Lstat(filepath.Dir(dir), &parent) == nil && own.Dev != parent.Dev
 }
 
 func writeFile(root *os.Root, place string, f runtime.File) error {
@@ -95,9 +120,8 @@ func writeFile(root *os.Root, place string, f runtime.File) error {
 // fileMounts returns the mounts that show a container its files.
 func (e *Engine) fileMounts(id string) ([]specs.Mount, error) {
 	dir := e.filesDir(id)
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
-		return nil, model.Errorf(model.Precondition, "the secrets of container %s were lost with a restart of the machine: create the container anew", id)
+	if !inMemory(dir) {
+		return nil, model.Errorf(model.Precondition, "the secrets of container %s are gone since it ended or the machine restarted: create the container anew", id)
 	}
 	options := []string{"bind", "ro", "nosuid", "nodev", "noexec", "rprivate"}
 	var mounts []specs.Mount

@@ -76,7 +76,7 @@ func TestInside(t *testing.T) {
 		{name: "host pids", script: "readlink /proc/self/ns/pid", host: container.HostConfig{PidMode: "host"}, want: link(t, "/proc/self/ns/pid")},
 		{name: "own network", script: "ls /sys/class/net", want: "lo"},
 		{
-			name: "secrets and configs", script: "cat /run/secrets/key; stat -c '%a %u %g' /run/secrets/key; cat /etc/app.conf; cat /run/secrets/sub/key; touch /run/secrets/x 2>/dev/null || echo refused; grep -c '/run/secrets .* tmpfs' /proc/self/mountinfo",
+			name: "secrets and configs", script: "cat /run/secrets/key; stat -c '%a %u %g' /run/secrets/key; cat /etc/app.conf; cat /run/secrets/sub/key; touch /run/secrets/x 2>/dev/null || echo refused; grep -c -e '/run/secrets .* tmpfs' -e '/run/secrets .* ramfs' /proc/self/mountinfo",
 			files: []runtime.File{{Path: "key", Mode: 0o440, UID: 3, GID: 4, Data: []byte("s3cret\n")}, {Path: "/etc/app.conf", Mode: 0o444, Data: []byte("conf\n")}, {Path: "sub/key", Mode: 0o400, Data: []byte("deep\n")}},
 			want:  "s3cret\n440 3 4\nconf\ndeep\nrefused\n1",
 		},
