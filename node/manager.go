@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"log/slog"
 	"net"
@@ -101,6 +102,7 @@ func (r *managerRole) register(m *member) {
 	insight := ops.NewInsight(r.replica, r.replica, func(s *store.Snapshot) func(*api.Task) []*skepv1.Refusal {
 		return func(t *api.Task) []*skepv1.Refusal { return manager.Refuse(s, t, time.Now()) }
 	})
+	secrets := ops.NewSecrets(r.replica, rand.Reader)
 	watcher := ops.NewWatcher(r.replica)
 	leader := manager.New(manager.Config{
 		State: r.replica, Membership: r.replica, NodeID: m.creds.NodeID(), Bootstrap: m.founding, Log: r.log, Registerer: registerer,
@@ -119,6 +121,7 @@ func (r *managerRole) register(m *member) {
 		api.RegisterControlServer(s, control)
 		api.RegisterWatchServer(s, watcher)
 		skepv1.RegisterInsightServer(s, insight)
+		skepv1.RegisterSecretsServer(s, secrets)
 	}
 	r.lead = []func(context.Context) error{leader.RunTerm, dispatch.Run, authority.Run, broker.Run}
 }

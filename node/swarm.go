@@ -657,6 +657,15 @@ func (s *membership) Insight() (skepv1.InsightClient, error) {
 	return skepv1.NewInsightClient(role.route()), nil
 }
 
+// Secrets implements dockerapi.Manager.
+func (s *membership) Secrets() (skepv1.SecretsClient, error) {
+	role, err := s.role()
+	if err != nil {
+		return nil, err
+	}
+	return skepv1.NewSecretsClient(role.route()), nil
+}
+
 // Follow implements dockerapi.Manager.
 func (s *membership) Follow() (*replica.Cursor, error) {
 	role, err := s.role()

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -102,35 +103,51 @@ func unreachable(c *client.Client, err error) error {
 
 // get reads one of Skep's own endpoints, which the docker client does not know.
 func get(ctx context.Context, c *client.Client, path string, query url.Values) ([]byte, error) {
+	return call(ctx, c, http.MethodGet, path, query, nil)
+}
+
+// call calls one of Skep's own endpoints, with a body that may be nil.
+func call(ctx context.Context, c *client.Client, method, path string, query url.Values, body any) ([]byte, error) {
 	dialer := c.Dialer()
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer(ctx) },
 	}
 	u := url.URL{Scheme: "http", Host: "skep", Path: path, RawQuery: query.Encode()}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
+	var content io.Reader = http.NoBody
+	if body != nil {
+		data, err := json.Marshal(body)
+		if err != nil {
+			return nil, fmt.Errorf("call %s: %w", path, err)
+		}
+		content = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), content)
 	if err != nil {
-		return nil, fmt.Errorf("get %s: %w", path, err)
+		return nil, fmt.Errorf("call %s: %w", path, err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := (&http.Client{Transport: transport}).Do(req)
 	if err != nil {
 		return nil, unreachable(c, err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to the end below
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
 	if err != nil {
-		return nil, fmt.Errorf("get %s: %w", path, err)
+		return nil, fmt.Errorf("call %s: %w", path, err)
 	}
 	if resp.StatusCode == http.StatusOK {
-		return body, nil
+		return answer, nil
 	}
 	var message struct{ Message string }
-	known := json.Unmarshal(body, &message) == nil && message.Message != ""
+	known := json.Unmarshal(answer, &message) == nil && message.Message != ""
 	if known && message.Message != "page not found" {
 		return nil, errors.New(message.Message)
 	}
 	if resp.StatusCode == http.StatusNotFound {
 		return nil, fmt.Errorf("the daemon at %s does not know %s: it is not Skep, or older than this program", c.DaemonHost(), path)
 	}
-	return nil, fmt.Errorf("get %s: %s", path, resp.Status)
+	return nil, fmt.Errorf("call %s: %s", path, resp.Status)
 }

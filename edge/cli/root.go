@@ -74,7 +74,7 @@ func New(env Env) *cobra.Command {
 	}
 	group("node", a.upCommand(), a.downCommand(), a.daemonCommand(), a.loadCommand(), a.devCommand())
 	group("swarm", a.statusCommand(), a.nodesCommand(), a.tokenCommand())
-	group("service", a.deployCommand(), a.lsCommand(), a.psCommand(), a.logsCommand(), a.scaleCommand(), a.explainCommand(), a.rmCommand())
+	group("service", a.deployCommand(), a.lsCommand(), a.psCommand(), a.logsCommand(), a.scaleCommand(), a.secretCommand(), a.explainCommand(), a.rmCommand())
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w: see `%s --help`", err, c.CommandPath())
 	})

@@ -62,6 +62,7 @@ func New(config Config) *API {
 	a.routeServices()
 	a.routeTasks()
 	a.routePayloads()
+	a.routeRotation()
 	a.routeNetworks()
 	a.routeInsight()
 	return a

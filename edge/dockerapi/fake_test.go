@@ -40,6 +40,7 @@ type daemon struct {
 	state   *replica.Memory
 	control api.ControlClient
 	insight skepv1.InsightClient
+	secrets skepv1.SecretsClient
 	logs    api.LogsClient
 
 	mu    sync.Mutex
@@ -163,6 +164,7 @@ func (d *daemon) check() error {
 
 func (d *daemon) Control() (api.ControlClient, error)    { return d.control, d.check() }
 func (d *daemon) Logs() (api.LogsClient, error)          { return d.logs, d.check() }
+func (d *daemon) Secrets() (skepv1.SecretsClient, error) { return d.secrets, d.check() }
 func (d *daemon) Insight() (skepv1.InsightClient, error) { return d.insight, d.check() }
 func (d *daemon) Follow() (*replica.Cursor, error)       { return d.state.Follow(), d.check() }
 func (d *daemon) Members() []*api.RaftMember {
@@ -190,6 +192,7 @@ func newDaemon(t *testing.T, orchestrated bool) *daemon {
 	d := &daemon{state: replica.NewMemory(store.Empty()), info: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}}
 	server := grpc.NewServer()
 	api.RegisterControlServer(server, ops.New(ops.Config{State: d.state, Membership: d, Random: new(counter)}))
+	skepv1.RegisterSecretsServer(server, ops.NewSecrets(d.state, rand.Reader))
 	skepv1.RegisterInsightServer(server, ops.NewInsight(d.state, d, nil))
 	api.RegisterLogsServer(server, &logServer{state: d.state})
 	listener := bufconn.Listen(1 << 20)
@@ -210,6 +213,7 @@ func newDaemon(t *testing.T, orchestrated bool) *daemon {
 		cancel()
 		wg.Wait()
 	})
+	d.secrets = skepv1.NewSecretsClient(conn)
 	d.control, d.logs, d.insight = api.NewControlClient(conn), api.NewLogsClient(conn), skepv1.NewInsightClient(conn)
 	return d
 }

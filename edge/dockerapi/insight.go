@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api/skepv1"
@@ -41,11 +40,5 @@ func (a *API) insight(w http.ResponseWriter, r *http.Request, ask func(context.C
 	if err != nil {
 		return err
 	}
-	data, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(answer)
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/json")
-	_, err = w.Write(append(data, '\n'))
-	return err
+	return writeMessage(w, answer)
 }

@@ -47,7 +47,7 @@ func methods() map[string]method {
 		"docker.swarmkit.v1.Control", "docker.swarmkit.v1.Logs",
 		"docker.swarmkit.v1.CA", "docker.swarmkit.v1.NodeCA", "docker.swarmkit.v1.Dispatcher",
 		"docker.swarmkit.v1.ResourceAllocator", "docker.swarmkit.v1.LogBroker",
-		"docker.swarmkit.v1.RaftMembership", "skep.v1.Insight", "skep.v1.Networks",
+		"docker.swarmkit.v1.RaftMembership", "skep.v1.Insight", "skep.v1.Networks", "skep.v1.Secrets",
 	}
 	out := make(map[string]method)
 	protoregistry.GlobalFiles.RangeFiles(func(f protoreflect.FileDescriptor) bool {

@@ -139,6 +139,7 @@ func register(s *grpc.Server, r *rig) {
 	api.RegisterControlServer(s, api.UnimplementedControlServer{})
 	api.RegisterWatchServer(s, api.UnimplementedWatchServer{})
 	skepv1.RegisterInsightServer(s, skepv1.UnimplementedInsightServer{})
+	skepv1.RegisterSecretsServer(s, skepv1.UnimplementedSecretsServer{})
 	skepv1.RegisterNetworksServer(s, skepv1.UnimplementedNetworksServer{})
 }
 
