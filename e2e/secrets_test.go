@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -126,6 +129,85 @@ func TestSecretsStayInMemory(t *testing.T) {
 	for _, n := range s.nodes {
 		wantNowhere(t, n.Dir, forAll)
 	}
+}
+
+// TestRotateSecret gives a secret new values and takes one back, and has a driver give the
+// value of another.
+func TestRotateSecret(t *testing.T) {
+	s := newSwarm(t, 1, 0)
+	s.loadImages(t)
+	m := "m1"
+	skep := func(input string, args ...string) (string, error) {
+		path := filepath.Join(t.TempDir(), "input")
+		if err := os.WriteFile(path, []byte(input), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		shell := []string{"-c", `file=$1; shift; exec "$@" < "$file"`, "sh", path, skepBinary(t), "-H", "unix://" + s.node(t, m).Socket, "secret"}
+		return try(t, time.Minute, "sh", append(shell, args...)...)
+	}
+	s.pipe(t, m, "one", "secret", "create", "db", "-")
+	s.docker(t, m, "service", "create", "--quiet", "--name", "app", "--secret", "db", "--update-monitor", "100ms", testimage.V1)
+	want := func(value string) {
+		t.Helper()
+		eventually(t, 30*time.Second, "the task reads "+value, func() string {
+			return missing(s.inTask(t, m, "app", "cat", "/run/secrets/db"), value)
+		})
+	}
+	want("one")
+	if out, err := skep("two", "rotate", "db"); err != nil || !strings.Contains(out, "db has value 2; the former is kept as db.1") {
+		t.Errorf("rotate: %s, %v", out, err)
+	}
+	want("two")
+	if out, err := skep("", "rollback", "db"); err != nil || !strings.Contains(out, "db has value 1; the former is kept as db.2") {
+		t.Errorf("rollback: %s, %v", out, err)
+	}
+	want("one")
+	if out := s.docker(t, m, "secret", "ls", "--format", "{{.Name}}"); out != "db\ndb.2" && out != "db.2\ndb" {
+		t.Errorf("secrets: %q", out)
+	}
+	if out, err := skep("three", "rotate", "absent"); err == nil || !strings.Contains(out, "secret absent not found") {
+		t.Errorf("rotate what is not there: %q, %v", out, err)
+	}
+	driver := fmt.Sprintf("skep-e2e-%d", os.Getpid())
+	servePlugin(t, driver)
+	s.docker(t, m, "secret", "create", "--driver", driver, "driven")
+	s.docker(t, m, "service", "create", "--quiet", "--name", "other", "--secret", "driven", testimage.V1)
+	if out := s.inTask(t, m, "other", "cat", "/run/secrets/driven"); out != "for other" {
+		t.Errorf("the driver's secret reads %q", out)
+	}
+	if out, err := skep("x", "rotate", "driven"); err == nil || !strings.Contains(out, "gets its value from the driver "+driver) {
+		t.Errorf("rotate what a driver gives: %q, %v", out, err)
+	}
+}
+
+// servePlugin is a secret driver that tells each service its name.
+func servePlugin(t *testing.T, name string) {
+	t.Helper()
+	path := "/run/docker/plugins/" + name + ".sock"
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var lc net.ListenConfig
+	listen, err := lc.Listen(t.Context(), "unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/Plugin.Activate" {
+			fmt.Fprint(w, `{"Implements": ["secretprovider"]}`)
+			return
+		}
+		var req struct{ ServiceName string }
+		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+			t.Error(err)
+		}
+		if err := json.NewEncoder(w).Encode(map[string]any{"Value": []byte("for " + req.ServiceName), "DoNotReuse": true}); err != nil {
+			t.Error(err)
+		}
+	})}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.Serve(listen) }()
+	t.Cleanup(func() { _ = server.Close(); <-done })
 }
 
 // wantNowhere looks for texts in all files below a directory.
