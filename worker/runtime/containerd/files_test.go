@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
@@ -17,7 +18,7 @@ import (
 func TestSecretsEndWithTheirUser(t *testing.T) {
 	b := newBench(t, nil).withBusybox(t)
 	ctx := context.Background()
-	secret := runtime.File{Path: "key", Mode: 0o400, Data: []byte("x\n")}
+	secret := runtime.File{Path: "key", Mode: 0o400, Data: []byte("key\n")}
 	cfg := &container.Config{Cmd: []string{"sh", "-c", "exec sleep 1000"}, StopSignal: "SIGKILL"}
 	id := b.run(t, cfg, nil, secret)
 	dir := filepath.Join(b.cfg.Root, "run", "f", id)
@@ -36,5 +37,8 @@ func TestSecretsEndWithTheirUser(t *testing.T) {
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it has restarted with its secret", func() bool { s := b.state(t, again); return s.Running && s.Pid != pid && b.logs(t, again) == "x\nx\n" })
+	until(t, "it has restarted with its secret", func() bool {
+		s := b.state(t, again)
+		return s.Running && s.Pid != pid && b.logs(t, again) == strings.Repeat("key\n", 2)
+	})
 }
