@@ -44,6 +44,9 @@ type Config struct {
 	Engine runtime.Engine
 	// Networks programs the swarm's networks; nil for a node without them.
 	Networks agent.Networks
+	// Attachments connects containers that are no tasks to networks of the swarm; nil for a
+	// node without such containers.
+	Attachments *agent.Attachments
 	// Reload receives a value when the configuration shall be read again. It may be nil.
 	Reload     <-chan struct{}
 	Log        *slog.Logger

@@ -92,7 +92,7 @@ func newMember(cfg *Config, dir string, saved savedState, keys *keystore.Store, 
 	})
 	m.agent = agent.New(agent.Config{
 		NodeID: m.creds.NodeID(), Hostname: cfg.Hostname, Dir: filepath.Join(dir, "worker"),
-		Engine: cfg.Engine, Connect: m.connect, Describe: m.describe, OnSession: m.onSession, Networks: cfg.Networks,
+		Engine: cfg.Engine, Connect: m.connect, Describe: m.describe, OnSession: m.onSession, Networks: cfg.Networks, Attachments: cfg.Attachments,
 		Keys: keys, Log: cfg.Log, Registerer: cfg.Registry,
 	})
 	return m, nil

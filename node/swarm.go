@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -499,10 +501,24 @@ func leaveRefusal(m *member) error {
 func removeTasks(ctx context.Context, cfg *Config) error {
 	return eachContainer(ctx, cfg, func(c *container.InspectResponse) error {
 		if _, ok := c.Config.Labels[taskLabel]; !ok {
-			return nil
+			return loseNetworks(ctx, cfg, c)
 		}
 		return cfg.Engine.Remove(ctx, c.ID, true, true)
 	})
+}
+
+// loseNetworks takes a container that is no task off the networks of a swarm that was left.
+func loseNetworks(ctx context.Context, cfg *Config, c *container.InspectResponse) error {
+	if c.NetworkSettings == nil {
+		return nil
+	}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(c.NetworkSettings.Networks)) {
+		if ep := c.NetworkSettings.Networks[name]; ep != nil && len(ep.NetworkID) == model.IDLength {
+			errs = append(errs, cfg.Engine.Disconnect(ctx, c.ID, ep.NetworkID))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // eachContainer calls f for all containers, several at once.

@@ -21,6 +21,7 @@ import (
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/edge/cli"
 	"github.com/skep-dev/skep/node"
+	"github.com/skep-dev/skep/worker/agent"
 	"github.com/skep-dev/skep/worker/dataplane"
 	"github.com/skep-dev/skep/worker/runtime/containerd"
 )
@@ -66,10 +67,11 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 	if err != nil {
 		return err
 	}
+	attachments := agent.NewAttachments(network)
 	engine, err := containerd.New(ctx, containerd.Config{
 		Root: d.DataRoot, State: filepath.Join(d.ExecRoot, "c"), Address: d.Containerd, BinDir: filepath.Dir(executable),
 		Namespace: namespace(d), Runtime: d.Runtime, CgroupParent: d.CgroupParent, InsecureRegistries: d.Insecure,
-		Network: network, Log: log, Registerer: registry,
+		Network: attachments, Log: log, Registerer: registry,
 	})
 	if err != nil {
 		return err
@@ -85,7 +87,7 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 		TLSCert: d.TLSCert, TLSKey: d.TLSKey, TLSCACert: d.TLSCACert,
 		AdvertiseAddr: d.AdvertiseAddr, ListenAddr: d.ListenAddr, Labels: append(network.Labels(), d.Labels...), MetricsAddr: d.MetricsAddr,
 		StopTasks: d.StopTasks, Debug: d.LogLevel == "debug", Hostname: hostname, Version: version, Commit: commit, BuildTime: buildTime(),
-		InsecureRegistries: d.Insecure, Engine: engine, Networks: network, Reload: reload, Log: log, Registry: registry,
+		InsecureRegistries: d.Insecure, Engine: engine, Networks: network, Attachments: attachments, Reload: reload, Log: log, Registry: registry,
 	})
 	withTasks := d.StopTasks || errors.Is(context.Cause(ctx), node.ErrStopTasks)
 	cancel(nil)

@@ -3,12 +3,15 @@ package dispatcher
 import (
 	"context"
 	"crypto/rand"
+	"errors"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/control/replica"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
 	"github.com/skep-dev/skep/platform/wire"
@@ -29,6 +32,7 @@ func (d *Dispatcher) AttachNetwork(ctx context.Context, req *api.AttachNetworkRe
 	if err != nil {
 		return nil, err
 	}
+	cursor := d.cfg.State.Follow()
 	_, err = d.cfg.State.Update(ctx, func(tx *store.Tx) error {
 		s := tx.Snapshot()
 		n := s.Network(target)
@@ -46,8 +50,10 @@ func (d *Dispatcher) AttachNetwork(ctx context.Context, req *api.AttachNetworkRe
 		return tx.Create(&api.Task{
 			Id: id, NodeId: nodeID, DesiredState: api.TaskState_RUNNING,
 			Spec: &api.TaskSpec{
-				Runtime:  &api.TaskSpec_Attachment{Attachment: &api.NetworkAttachmentSpec{ContainerId: req.GetContainerId()}},
-				Networks: []*api.NetworkAttachmentConfig{{Target: n.GetId(), Addresses: req.GetConfig().GetAddresses()}},
+				Runtime: &api.TaskSpec_Attachment{Attachment: &api.NetworkAttachmentSpec{ContainerId: req.GetContainerId()}},
+				Networks: []*api.NetworkAttachmentConfig{{
+					Target: n.GetId(), Addresses: req.GetConfig().GetAddresses(), Aliases: req.GetConfig().GetAliases(),
+				}},
 			},
 			Status: &api.TaskStatus{State: api.TaskState_NEW, Timestamp: timestamppb.New(tx.Now()), Message: "created"},
 		})
@@ -55,7 +61,38 @@ func (d *Dispatcher) AttachNetwork(ctx context.Context, req *api.AttachNetworkRe
 	if err != nil {
 		return nil, wire.ToStatus(err)
 	}
+	if reason := refusal(ctx, cursor, id); reason != "" {
+		_, err := d.cfg.State.Update(ctx, func(tx *store.Tx) error {
+			if tx.Snapshot().Task(id) == nil {
+				return nil
+			}
+			return tx.Remove(model.Tasks, id)
+		})
+		return nil, wire.ToStatus(errors.Join(model.Errorf(model.Precondition, "%s", reason), err))
+	}
 	return &api.AttachNetworkResponse{AttachmentId: id}, nil
+}
+
+// refusalTimeout bounds how long a call waits to see whether an attachment can have an
+// address. Without a word by then it is up to the node how long to wait.
+const refusalTimeout = 2 * time.Second
+
+// refusal waits until a new attachment has its addresses and returns an empty text, or why it
+// cannot have any.
+func refusal(ctx context.Context, cursor *replica.Cursor, id string) string {
+	ctx, cancel := context.WithTimeout(ctx, refusalTimeout)
+	defer cancel()
+	for {
+		if t := cursor.Snapshot().Task(id); t != nil && (t.GetStatus().GetState() > api.TaskState_NEW || t.GetStatus().GetErr() != "") {
+			if t.GetStatus().GetState() > api.TaskState_NEW {
+				return ""
+			}
+			return t.GetStatus().GetErr()
+		}
+		if _, _, err := cursor.Next(ctx); err != nil {
+			return ""
+		}
+	}
 }
 
 // DetachNetwork removes the task that AttachNetwork made.

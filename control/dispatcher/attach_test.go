@@ -33,9 +33,15 @@ func TestAttachNetwork(t *testing.T) {
 	}
 	caller := "n1"
 	d := New(Config{State: state, Log: slog.New(slog.DiscardHandler), Caller: func(context.Context) (string, string, error) { return caller, "", nil }})
+	taken := false // what the allocator says of the address
+	allocate(t, state, func(task *api.Task) {
+		if task.Status.State = api.TaskState_PENDING; taken {
+			task.Status = &api.TaskStatus{State: api.TaskState_NEW, Err: "the requested address is in use"}
+		}
+	})
 	attach := func(target string) (string, error) {
 		resp, err := d.AttachNetwork(t.Context(), &api.AttachNetworkRequest{
-			ContainerId: "c1", Config: &api.NetworkAttachmentConfig{Target: target, Addresses: []string{"10.0.0.9"}},
+			ContainerId: "c1", Config: &api.NetworkAttachmentConfig{Target: target, Addresses: []string{"10.0.0.9"}, Aliases: []string{"box"}},
 		})
 		return resp.GetAttachmentId(), err
 	}
@@ -49,9 +55,18 @@ func TestAttachNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	task := state.View().Task(id)
-	if got := task.GetSpec().GetNetworks(); len(got) != 1 || got[0].GetTarget() != "open" || got[0].GetAddresses()[0] != "10.0.0.9" ||
+	if got := task.GetSpec().GetNetworks(); len(got) != 1 || got[0].GetTarget() != "open" || got[0].GetAddresses()[0] != "10.0.0.9" || got[0].GetAliases()[0] != "box" ||
 		task.GetNodeId() != "n1" || task.GetSpec().GetAttachment().GetContainerId() != "c1" || task.GetDesiredState() != api.TaskState_RUNNING {
 		t.Errorf("task %v", task)
+	}
+	taken = true
+	if _, err := attach("front"); status.Code(err) != codes.FailedPrecondition || status.Convert(err).Message() != "the requested address is in use" {
+		t.Errorf("an address that is taken: %v", err)
+	}
+	for task := range state.View().Tasks() {
+		if task.GetSpec().GetAttachment() != nil && task.GetId() != id {
+			t.Errorf("the refused attachment is left: %v", task)
+		}
 	}
 	detach := func(id string) codes.Code {
 		_, err := d.DetachNetwork(t.Context(), &api.DetachNetworkRequest{AttachmentId: id})
@@ -70,4 +85,35 @@ func TestAttachNetwork(t *testing.T) {
 			t.Errorf("%q: %s, want %s", tt.id, code, tt.want)
 		}
 	}
+}
+
+// allocate decides about new attachments until the test ends.
+func allocate(t *testing.T, state *replica.Memory, decide func(*api.Task)) {
+	t.Helper()
+	cursor := state.Follow()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	t.Cleanup(func() { cancel(); <-done })
+	go func() {
+		defer close(done)
+		for {
+			events, _, err := cursor.Next(ctx)
+			if err != nil {
+				return
+			}
+			for _, e := range events {
+				task, _ := e.New.(*api.Task)
+				if e.Old != nil || task.GetSpec().GetAttachment() == nil {
+					continue
+				}
+				if _, err := state.Update(ctx, func(tx *store.Tx) error {
+					task = model.Clone(task)
+					decide(task)
+					return tx.Update(task)
+				}); err != nil {
+					t.Errorf("allocate: %v", err)
+				}
+			}
+		}
+	}()
 }

@@ -88,8 +88,16 @@ type Local interface {
 	Replay(sinceNano int64) []events.Message
 	// Distribution asks a registry for an image's descriptor and platforms.
 	Distribution(ctx context.Context, ref string, auth *registry.AuthConfig) (*registry.DistributionInspect, error)
+	LocalNetworks
+}
+
+// LocalNetworks is the part of Local that is about networks.
+type LocalNetworks interface {
 	// Networks lists this node's own networks: bridge, host and none, with the containers on them.
 	Networks(ctx context.Context) ([]network.Inspect, error)
+	// Connect and Disconnect change the networks of one of this node's containers.
+	Connect(ctx context.Context, container string, to network.Inspect, settings *network.EndpointSettings) error
+	Disconnect(ctx context.Context, container string, from network.Inspect) error
 }
 
 // NotManager is the error of an endpoint that only managers answer, for a node in the

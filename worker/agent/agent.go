@@ -20,11 +20,12 @@ type Engine interface {
 	runtime.Containers
 	runtime.Inspector
 	Logs(ctx context.Context, id string, opts runtime.LogOptions, write func(runtime.LogLine) error) error
+	Disconnect(ctx context.Context, id, network string) error
 	Puller
 }
 
-// Config is what an Agent works with. All fields are required but Keys, Networks and
-// Registerer.
+// Config is what an Agent works with. All fields are required but Keys, Networks,
+// Attachments and Registerer.
 type Config struct {
 	NodeID   string
 	Hostname string
@@ -40,6 +41,9 @@ type Config struct {
 	Describe func(ctx context.Context) (*api.NodeDescription, error)
 	// Networks programs the swarm's networks. Nil for a node that can run no task of them.
 	Networks Networks
+	// Attachments connects containers that are no tasks to networks of the swarm. Nil for a
+	// node that has no such containers.
+	Attachments *Attachments
 	// OnSession hears every message of the session: managers, the node itself, the root.
 	OnSession  func(*api.SessionMessage)
 	Log        *slog.Logger
@@ -60,11 +64,27 @@ type Agent struct {
 	worker *worker
 	// described wakes the session when the description may have changed.
 	described chan struct{}
+
+	mu        sync.Mutex
+	conn      grpc.ClientConnInterface // of the session of now, else nil
+	connected chan struct{}            // closed when conn is set
 }
 
 // New returns an Agent that does nothing before Run.
 func New(cfg Config) *Agent {
-	return &Agent{cfg: cfg, described: make(chan struct{}, 1)}
+	return &Agent{cfg: cfg, described: make(chan struct{}, 1), connected: make(chan struct{})}
+}
+
+// setConn notes the connection of a session, nil at its end.
+func (a *Agent) setConn(conn grpc.ClientConnInterface) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.conn = conn
+	if conn != nil {
+		close(a.connected)
+	} else {
+		a.connected = make(chan struct{})
+	}
 }
 
 // DescriptionChanged tells the manager soon what changed, for example the certificate.
@@ -84,6 +104,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	a.worker = newWorker(ctx, &a.cfg, db)
+	a.worker.detach = a.detach
 	defer func() {
 		cancel()
 		a.worker.wait()
@@ -91,6 +112,8 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.cfg.Log.Error("close task database", slog.Any("error", err))
 		}
 	}()
+	a.cfg.Attachments.bind(a)
+	defer a.cfg.Attachments.bind(nil)
 	a.worker.resume()
 	session, backoff := "", time.Duration(0)
 	for ctx.Err() == nil {

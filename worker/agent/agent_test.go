@@ -25,6 +25,7 @@ import (
 // agent reports.
 type manager struct {
 	api.UnimplementedDispatcherServer
+	api.UnimplementedResourceAllocatorServer
 
 	assign chan *api.AssignmentsMessage // taken by the session of now
 	end    chan struct{}                // a value ends a session
@@ -32,6 +33,8 @@ type manager struct {
 	mu       sync.Mutex
 	sessions int
 	statuses map[string][]api.TaskState // reported in the session of now, in order
+	asked    []*api.AttachNetworkRequest
+	detached []string
 }
 
 func (m *manager) Session(_ *api.SessionRequest, stream api.Dispatcher_SessionServer) error {
@@ -97,6 +100,8 @@ type rig struct {
 	dir    string
 	conn   *grpc.ClientConn
 	halt   func() // ends the agent
+
+	attachments *Attachments
 }
 
 func inBubble(t *testing.T, test func(*rig)) {
@@ -106,6 +111,7 @@ func inBubble(t *testing.T, test func(*rig)) {
 		r := &rig{T: t, dir: dir, engine: fake.New(fake.Config{}), m: &manager{assign: make(chan *api.AssignmentsMessage), end: make(chan struct{})}}
 		server, listen := grpc.NewServer(), bufconn.Listen(1<<16)
 		api.RegisterDispatcherServer(server, r.m)
+		api.RegisterResourceAllocatorServer(server, r.m)
 		go server.Serve(listen)
 		defer server.Stop()
 		conn, err := grpc.NewClient("passthrough:///manager", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -124,7 +130,7 @@ func inBubble(t *testing.T, test func(*rig)) {
 // start runs a new agent on the node's database and containers.
 func (r *rig) start() {
 	a := New(Config{
-		NodeID: "n1", Hostname: "host", Dir: r.dir, Engine: r.engine, Log: slog.New(slog.DiscardHandler),
+		NodeID: "n1", Hostname: "host", Dir: r.dir, Engine: r.engine, Attachments: r.attachments, Log: slog.New(slog.DiscardHandler),
 		Connect: func(context.Context) (grpc.ClientConnInterface, func(bool), error) {
 			return r.conn, func(bool) {}, nil
 		},

@@ -43,6 +43,8 @@ func (a *Agent) session(ctx context.Context, id *string) (registered bool, err e
 	a.cfg.OnSession(msg)
 	a.cfg.Log.Info("session with the swarm", slog.String("node_id", a.cfg.NodeID), slog.String("session_id", *id))
 	a.worker.reportAll()
+	a.setConn(conn)
+	defer a.setConn(nil)
 
 	g := &group{cancel: cancel}
 	g.run(func() error { return a.messages(stream, *id) })

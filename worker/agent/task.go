@@ -167,13 +167,20 @@ func temporary(err error) bool {
 // do performs one action and returns the new status; nil for none.
 func (m *managed) do(ctx context.Context, task *api.Task, action lifecycle.Action) (*api.TaskStatus, error) {
 	now := task.GetStatus()
-	switch action {
+	switch action { //nolint:exhaustive // the rest follows
 	case lifecycle.Accept:
 		return newStatus(now, api.TaskState_ACCEPTED, time.Now()), nil
 	case lifecycle.BeginPrepare:
 		return newStatus(now, api.TaskState_PREPARING, time.Now()), nil
 	case lifecycle.BeginStart:
 		return newStatus(now, api.TaskState_STARTING, time.Now()), nil
+	case lifecycle.Rest:
+		return nil, nil //nolint:nilnil // nothing to do
+	}
+	if task.GetSpec().GetAttachment() != nil {
+		return m.doAttachment(ctx, task, action)
+	}
+	switch action {
 	case lifecycle.Prepare:
 		return m.prepare(ctx, task)
 	case lifecycle.Start:
@@ -182,8 +189,6 @@ func (m *managed) do(ctx context.Context, task *api.Task, action lifecycle.Actio
 		return m.observe(ctx, task)
 	case lifecycle.Stop:
 		return m.stop(ctx, task)
-	case lifecycle.Rest:
-		return nil, nil //nolint:nilnil // nothing to do
 	default:
 		return nil, fmt.Errorf("unknown action %d", action)
 	}
@@ -416,6 +421,11 @@ func (m *managed) dispose(ctx context.Context) bool {
 	}
 	defer release()
 	task, _ := m.current()
+	if task.GetSpec().GetAttachment() != nil {
+		m.lose(ctx, task)
+		m.w.finished(m.id)
+		return true
+	}
 	c, err := m.find(ctx, task)
 	if err == nil && c != nil {
 		if c.State.Running {

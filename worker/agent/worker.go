@@ -32,6 +32,8 @@ type worker struct {
 	group sync.WaitGroup
 	// start runs a task's loop for as long as the agent runs: tasks outlive sessions.
 	start func(*managed)
+	// detach gives an attachment back to the managers.
+	detach func(context.Context, *api.Task) error
 
 	mu      sync.Mutex
 	tasks   map[string]*managed

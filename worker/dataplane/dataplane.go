@@ -101,6 +101,8 @@ type lease struct {
 	Hostname string                   `json:",omitempty"`
 	Overlays []runtime.OverlayRequest `json:",omitempty"`
 	DNS      []netip.Addr             `json:",omitempty"`
+	// Interfaces names the container's ends of its links by network id; nil means in order.
+	Interfaces map[string]string `json:",omitempty"`
 }
 
 // New returns a Dataplane that works in the calling thread's network namespace. What a
@@ -255,7 +257,7 @@ func (d *Dataplane) Attach(ctx context.Context, req runtime.SandboxRequest) (run
 		return s, nil
 	case "none":
 		s.NetworkName, s.NetNS = "none", d.netns(req.ContainerID)
-		return s, makeNamespace(s.NetNS)
+		return s, errors.Join(makeNamespace(s.NetNS), d.isolate(req.ContainerID))
 	case "", "default", "bridge":
 	default:
 		return s, model.Errorf(model.NotFound, "network %s not found", req.Mode)
@@ -269,15 +271,26 @@ func (d *Dataplane) Attach(ctx context.Context, req runtime.SandboxRequest) (run
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	had, known := d.state.Leases[req.ContainerID]
 	l, err := d.lease(req)
 	if err != nil {
 		return s, err
 	}
-	if err := d.attach(req.ContainerID, l); err != nil {
-		return s, errors.Join(fmt.Errorf("connect container %s: %w", req.ContainerID, err), d.drop(req.ContainerID))
+	if known {
+		err = d.shed(req.ContainerID, had, l)
+	}
+	if err == nil {
+		err = d.attach(req.ContainerID, l)
+	}
+	if err != nil {
+		err = fmt.Errorf("connect container %s: %w", req.ContainerID, err)
+		if !known {
+			return s, errors.Join(err, d.drop(req.ContainerID))
+		}
+		return s, errors.Join(err, d.restore(req.ContainerID, had, l))
 	}
 	s.NetNS, s.NetworkName, s.Ports = d.netns(req.ContainerID), "bridge", l.Ports
-	s.Overlays = endpoints(l, req.ContainerID)
+	s.Overlays, s.Attached = endpoints(l, req.ContainerID), l.Overlays
 	if l.Addr.IsValid() {
 		s.Endpoint = &network.EndpointSettings{
 			NetworkID: d.bridge, EndpointID: req.ContainerID, Gateway: d.state.Address.Addr(), IPAddress: l.Addr,
@@ -290,13 +303,14 @@ func (d *Dataplane) Attach(ctx context.Context, req runtime.SandboxRequest) (run
 // lease finds or makes what a container has, and saves it. Callers hold mu.
 func (d *Dataplane) lease(req runtime.SandboxRequest) (lease, error) {
 	l, known := d.state.Leases[req.ContainerID]
+	had := l
 	l.Name, l.Hostname, l.Overlays, l.DNS = "", "", nil, nil
 	if len(req.Overlays) > 0 {
 		l.Name, l.Hostname, l.Overlays, l.DNS = req.Name, req.Hostname, req.Overlays, req.DNS
 	}
 	want := req.Ports
 	switch {
-	case d.internal(req.Overlays):
+	case !req.Local && d.internal(req.Overlays):
 		l.Addr = netip.Addr{}
 		if len(want) > 0 {
 			d.cfg.Log.Warn("ports are not published: the container is on internal networks only", slog.String("container_id", req.ContainerID))
@@ -312,8 +326,8 @@ func (d *Dataplane) lease(req runtime.SandboxRequest) (lease, error) {
 	if err != nil {
 		return l, err
 	}
-	l.Ports = ports
-	if known && !fresh && len(l.Overlays) == 0 {
+	l.Ports, l.Interfaces = ports, l.interfaces(had)
+	if known && !fresh && len(l.Overlays)+len(had.Overlays) == 0 {
 		return l, nil
 	}
 	d.state.Leases[req.ContainerID] = l
@@ -363,7 +377,7 @@ func (d *Dataplane) attach(id string, l lease) error {
 
 // join connects a container to the local network. Callers hold mu.
 func (d *Dataplane) join(id string, l lease) error {
-	if err := d.connect(id, l.Addr, fmt.Sprintf("eth%d", len(l.Overlays))); err != nil {
+	if err := d.connect(id, l.Addr, l.interfaceOf(wayOut)); err != nil {
 		return err
 	}
 	if len(l.Ports) == 0 {

@@ -183,18 +183,23 @@ func (l *lab) attach(n *labNode, id string, overlays ...string) runtime.Sandbox 
 	l.t.Helper()
 	req := runtime.SandboxRequest{ContainerID: id, Name: id, Hostname: "h-" + id, Mode: "bridge"}
 	for _, o := range overlays {
-		network, addr, _ := strings.Cut(o, "=")
-		name := network
-		if d := n.want.Network(network); d != nil {
-			name = d.GetName()
-		}
-		req.Overlays = append(req.Overlays, runtime.OverlayRequest{NetworkID: network, Name: name, Address: netip.MustParsePrefix(addr + "/24")})
+		req.Overlays = append(req.Overlays, overlayOf(n, o))
 	}
 	s, err := n.Attach(l.t.Context(), req)
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	return s
+}
+
+// overlayOf reads a request for a network, "id=address".
+func overlayOf(n *labNode, text string) runtime.OverlayRequest {
+	network, addr, _ := strings.Cut(text, "=")
+	name := network
+	if d := n.want.Network(network); d != nil {
+		name = d.GetName()
+	}
+	return runtime.OverlayRequest{NetworkID: network, Name: name, Address: netip.MustParsePrefix(addr + "/24")}
 }
 
 // echo answers, in a namespace, every TCP connection and UDP datagram to a port with its

@@ -165,12 +165,12 @@ func (d *Dataplane) ensureSandbox(f *fabric, s *sandbox, x *drift) error {
 	}
 	var errs []error
 	var balances []netplan.Balance
-	for i, o := range s.Overlays {
+	for _, o := range s.Overlays {
 		n := d.want.Network(o.NetworkID)
 		if n == nil {
 			continue // removed while in use: the container keeps what it has
 		}
-		p := port{sandbox: s, overlay: o, name: fmt.Sprintf("eth%d", i), vni: netplan.VNI(n, o.Address.Addr()), mtu: mtuOf(n, underlay)}
+		p := port{sandbox: s, overlay: o, name: s.interfaceOf(o.NetworkID), vni: netplan.VNI(n, o.Address.Addr()), mtu: mtuOf(n, underlay)}
 		if err := p.ensure(f, ns, h, x); err != nil {
 			errs = append(errs, fmt.Errorf("connect to network %s: %w", n.GetName(), err))
 		}
@@ -189,7 +189,7 @@ func (d *Dataplane) ensureSandbox(f *fabric, s *sandbox, x *drift) error {
 
 // ensureWayOut makes the link to the local network unless it is there.
 func (d *Dataplane) ensureWayOut(h *netlink.Handle, s *sandbox, x *drift) error {
-	name := fmt.Sprintf("eth%d", len(s.Overlays))
+	name := s.interfaceOf(wayOut)
 	if _, err := h.LinkByName(name); err == nil || !s.Addr.IsValid() {
 		return nil
 	}

@@ -75,6 +75,17 @@ type WaitResult struct {
 	Err error
 }
 
+// Connector changes the networks of containers, running or not. A network is named by
+// its id, its name, or what it was called when the container was created.
+type Connector interface {
+	// Connect adds a network; "bridge" is the local one. Denied "endpoint with name X already
+	// exists in network Y" when the container is on it, or Exists "X is already attached to
+	// network Y" for a network of the swarm.
+	Connect(ctx context.Context, id string, to OverlayRequest) error
+	// Disconnect removes one. Denied when the container is not on it.
+	Disconnect(ctx context.Context, id, network string) error
+}
+
 // Inspector answers questions about containers.
 type Inspector interface {
 	// Inspect returns everything known of one container, health included.
@@ -232,6 +243,7 @@ type Info struct {
 // Engine is everything a runtime does. Consumers declare the part they use.
 type Engine interface { //nolint:interfacebloat // the sum of the parts below, for who implements all of them
 	Containers
+	Connector
 	Inspector
 	Streams
 	ExecResizer

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -17,7 +16,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
-	"github.com/moby/moby/api/types/network"
 
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/worker/runtime"
@@ -52,13 +50,13 @@ func (e *Engine) Create(ctx context.Context, opts runtime.CreateOptions) (_ stri
 	if err != nil {
 		return "", nil, err
 	}
-	overlays, err := overlayRequests(opts.Networking)
+	overlays, bridged, err := wantedNetworks(host.NetworkMode, opts.Networking)
 	if err != nil {
 		return "", nil, err
 	}
 	c := newRecord(saved{
 		ID: id, Name: name, Created: time.Now().UTC(), ImageID: img.id, Config: cfg, Host: host,
-		Status: container.StateCreated, HasFiles: len(opts.Files) > 0, Overlays: overlays,
+		Status: container.StateCreated, HasFiles: len(opts.Files) > 0, Overlays: overlays, OnBridge: bridged,
 	})
 	if cfg.Hostname == "" {
 		cfg.Hostname = id[:12]
@@ -193,22 +191,12 @@ func (e *Engine) validate(cfg *container.Config, host *container.HostConfig, opt
 	if _, err := logOptions(host.LogConfig); err != nil {
 		return nil, err
 	}
-	overlays, err := overlayRequests(opts.Networking)
+	overlays, _, err := wantedNetworks(host.NetworkMode, opts.Networking)
 	if err != nil {
 		return nil, err
 	}
-	if len(overlays) > 0 && (e.cfg.Network == nil || !ownNamespace(host.NetworkMode, overlays)) {
-		return nil, model.Errorf(model.Invalid, "network mode %q cannot be combined with network %s", host.NetworkMode, overlays[0].Name)
-	}
-	if opts.Networking != nil {
-		for name, ep := range opts.Networking.EndpointsConfig {
-			if !builtinNetwork(name) && name != string(host.NetworkMode) && (ep == nil || ep.NetworkID == "") {
-				return nil, model.Errorf(model.NotFound, "network %s not found", name)
-			}
-		}
-	}
-	if e.cfg.Network == nil && !host.NetworkMode.IsContainer() && !builtinNetwork(string(host.NetworkMode)) {
-		return nil, model.Errorf(model.NotFound, "network %s not found", host.NetworkMode)
+	if len(overlays) > 0 && e.cfg.Network == nil {
+		return nil, model.Errorf(model.NotFound, "network %s not found", overlays[0].Name)
 	}
 	if host.Runtime != "" && host.Runtime != e.oci.name && host.Runtime != "io.containerd.runc.v2" {
 		return nil, model.Errorf(model.Invalid, "unknown or invalid runtime name: %s", host.Runtime)
@@ -246,45 +234,6 @@ func (e *Engine) validate(cfg *container.Config, host *container.HostConfig, opt
 		return nil, err
 	}
 	return warnings, nil
-}
-
-// overlayRequests returns the swarm's networks among the endpoints asked for, in the
-// order of their names: those with the id of a network and the address given by the swarm.
-func overlayRequests(n *network.NetworkingConfig) ([]runtime.OverlayRequest, error) {
-	if n == nil {
-		return nil, nil
-	}
-	var out []runtime.OverlayRequest
-	for _, name := range slices.Sorted(maps.Keys(n.EndpointsConfig)) {
-		ep := n.EndpointsConfig[name]
-		if ep == nil || ep.NetworkID == "" || ep.IPAMConfig == nil || !ep.IPAMConfig.IPv4Address.IsValid() {
-			continue
-		}
-		o := runtime.OverlayRequest{NetworkID: ep.NetworkID, Name: name, Aliases: ep.Aliases}
-		if o.Address = netip.PrefixFrom(ep.IPAMConfig.IPv4Address, ep.IPPrefixLen); !o.Address.IsValid() || ep.IPPrefixLen == 0 {
-			return nil, model.Errorf(model.Invalid, "network %s: prefix length %d of address %s", name, ep.IPPrefixLen, ep.IPAMConfig.IPv4Address)
-		}
-		if six := ep.GlobalIPv6Address; six.IsValid() {
-			o.Address6 = netip.PrefixFrom(six, ep.GlobalIPv6PrefixLen)
-		}
-		out = append(out, o)
-	}
-	return out, nil
-}
-
-// ownNamespace reports whether a network mode leaves the container a namespace to connect
-// to overlays: none is asked for, or one of them is.
-func ownNamespace(mode container.NetworkMode, overlays []runtime.OverlayRequest) bool {
-	return mode == "" || mode == "default" || mode == "bridge" ||
-		slices.ContainsFunc(overlays, func(o runtime.OverlayRequest) bool { return string(mode) == o.Name || string(mode) == o.NetworkID })
-}
-
-func builtinNetwork(name string) bool {
-	switch name {
-	case "", "default", "bridge", "host", "none":
-		return true
-	}
-	return false
 }
 
 // validateResources checks limits.

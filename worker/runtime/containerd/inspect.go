@@ -9,6 +9,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 
+	"github.com/skep-dev/skep/worker/runtime"
 	"github.com/skep-dev/skep/worker/runtime/docker"
 )
 
@@ -100,22 +101,28 @@ func networkSettings(s *saved) *container.NetworkSettings {
 			}
 		}
 	}
-	name := s.Sandbox.NetworkName
-	if name == "" {
-		if name = string(s.Host.NetworkMode); name == "default" {
-			name = "bridge"
-		}
-	}
 	if s.Host.NetworkMode.IsContainer() {
 		return n
 	}
-	if len(s.Overlays) > 0 { // the local network is only their way out
-		for _, o := range s.Overlays {
-			n.Networks[o.Name] = &network.EndpointSettings{NetworkID: o.NetworkID, Aliases: o.Aliases}
-			if ep := s.Sandbox.Overlays[o.Name]; ep != nil && isRunning(*s) {
-				n.Networks[o.Name] = ep.Copy()
-			}
+	for i, o := range places(s) {
+		n.Networks[o.Name] = &network.EndpointSettings{NetworkID: o.NetworkID, Aliases: o.Aliases}
+		if len(s.Overlays[i].Wanted) > 0 {
+			n.Networks[o.Name].IPAMConfig = wantedAddresses(s.Overlays[i])
 		}
+		if ep := s.Sandbox.Overlays[o.Name]; ep != nil && isRunning(*s) {
+			n.Networks[o.Name] = ep.Copy()
+		}
+	}
+	if len(s.Overlays) > 0 && !onBridge(s) { // the local network is only their way out
+		return n
+	}
+	name := s.Sandbox.NetworkName
+	if name == "" || s.OnBridge {
+		if name = string(s.Host.NetworkMode); name == "default" || s.OnBridge {
+			name = "bridge"
+		}
+	}
+	if s.OffBridge {
 		return n
 	}
 	n.Networks[name] = &network.EndpointSettings{}
@@ -123,4 +130,16 @@ func networkSettings(s *saved) *container.NetworkSettings {
 		n.Networks[name] = ep.Copy()
 	}
 	return n
+}
+
+func wantedAddresses(o runtime.OverlayRequest) *network.EndpointIPAMConfig {
+	c := new(network.EndpointIPAMConfig)
+	for _, a := range o.Wanted {
+		if a.Is4() {
+			c.IPv4Address = a
+		} else {
+			c.IPv6Address = a
+		}
+	}
+	return c
 }

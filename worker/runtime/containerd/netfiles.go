@@ -61,13 +61,13 @@ func hostsText(s *saved) (string, error) {
 	if s.Config.Domainname != "" {
 		name += "." + s.Config.Domainname + " " + s.Config.Hostname
 	}
-	for _, o := range s.Overlays {
+	for _, o := range places(s) {
 		fmt.Fprintf(&b, "%s\t%s\n", o.Address.Addr(), name)
 		if o.Address6.IsValid() {
 			fmt.Fprintf(&b, "%s\t%s\n", o.Address6.Addr(), name)
 		}
 	}
-	if ep := s.Sandbox.Endpoint; ep != nil && ep.IPAddress.IsValid() && len(s.Overlays) == 0 {
+	if ep := s.Sandbox.Endpoint; ep != nil && ep.IPAddress.IsValid() && onBridge(s) {
 		fmt.Fprintf(&b, "%s\t%s\n", ep.IPAddress, name)
 	}
 	return b.String(), nil

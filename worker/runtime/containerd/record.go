@@ -31,7 +31,11 @@ type saved struct {
 	Anon     []string // names of anonymous volumes
 	HasFiles bool
 	HasNet   bool // the network knows the container
+	// Overlays are the networks that the container is on besides the local one.
 	Overlays []runtime.OverlayRequest
+	// OnBridge and OffBridge are set when it was connected to the local network, or
+	// disconnected from it, against its network mode.
+	OnBridge, OffBridge bool
 
 	Status     container.ContainerState
 	Pid        int

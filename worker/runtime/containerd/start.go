@@ -245,15 +245,23 @@ func (e *Engine) connect(ctx context.Context, s *saved, undo *undoList) error {
 		if model.KindOf(err) == model.Conflict {
 			return model.Wrap(model.Conflict, err, "driver failed programming external connectivity on endpoint "+s.Name)
 		}
-		return fmt.Errorf("connect container to network: %w", err)
+		return model.Wrap(model.KindOf(err), err, "failed to set up container networking")
 	}
 	return nil
 }
 
 func sandboxRequest(s *saved) (runtime.SandboxRequest, error) {
-	req := runtime.SandboxRequest{ContainerID: s.ID, Name: s.Name, Hostname: s.Config.Hostname, Mode: string(s.Host.NetworkMode), Overlays: s.Overlays}
-	if len(s.Overlays) > 0 {
+	req := runtime.SandboxRequest{
+		ContainerID: s.ID, Name: s.Name, Hostname: s.Config.Hostname, Mode: string(s.Host.NetworkMode), Overlays: places(s), Local: onBridge(s),
+	}
+	switch {
+	case len(s.Overlays) > 0:
 		req.Mode, req.DNS = "bridge", s.Host.DNS
+	case s.OnBridge:
+		req.Mode = "bridge"
+	case s.OffBridge: // it was taken off its last network
+		req.Mode = "none"
+		return req, nil
 	}
 	for port, bindings := range s.Host.PortBindings {
 		for _, b := range bindings {

@@ -41,6 +41,8 @@ type record struct {
 	epoch      int // counts runs, so that timers of an old run do nothing
 	timer      *time.Timer
 	ports      []runtime.PortBinding
+	networks   []runtime.OverlayRequest // besides the network mode's
+	apart      bool                     // disconnected from its mode's
 
 	health     *container.Health
 	probe      *time.Timer

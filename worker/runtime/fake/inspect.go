@@ -69,11 +69,11 @@ func (e *Engine) inspect(c *record) *container.InspectResponse {
 			Networks: map[string]*network.EndpointSettings{},
 		},
 	}
-	switch mode := string(host.NetworkMode); mode {
-	case "", "default":
-		r.NetworkSettings.Networks["bridge"] = &network.EndpointSettings{}
-	default:
-		r.NetworkSettings.Networks[mode] = &network.EndpointSettings{}
+	if !c.apart {
+		r.NetworkSettings.Networks[c.mode()] = &network.EndpointSettings{}
+	}
+	for _, o := range c.networks {
+		r.NetworkSettings.Networks[o.Name] = &network.EndpointSettings{NetworkID: o.NetworkID, Aliases: o.Aliases}
 	}
 	for _, v := range c.volumes {
 		r.Mounts = append(r.Mounts, container.MountPoint{
