@@ -12,6 +12,7 @@ import (
 	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/control/replica"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
 )
 
@@ -192,7 +193,7 @@ func (i *Insight) Overview(context.Context, *skepv1.OverviewRequest) (*skepv1.Ov
 		resp.Services = append(resp.Services, serviceOverview(s, service))
 	}
 	slices.SortFunc(resp.GetServices(), func(a, b *skepv1.ServiceOverview) int { return cmp.Compare(a.GetName(), b.GetName()) })
-	resp.Problems = problems(members, resp.GetNodes(), resp.GetServices())
+	resp.Problems = append(problems(members, resp.GetNodes(), resp.GetServices()), rotationProblems(s)...)
 	return resp, nil
 }
 
@@ -226,6 +227,40 @@ func serviceOverview(s *store.Snapshot, service *api.Service) *skepv1.ServiceOve
 		o.UpdateState = strings.ToLower(u.GetState().String())
 	}
 	return o
+}
+
+// maxNamed bounds the nodes that one problem names.
+const maxNamed = 8
+
+// rotationProblems says which nodes a rotation of the root certificate waits for.
+func rotationProblems(s *store.Snapshot) []string {
+	rotation := s.Cluster().GetRootCa().GetRootRotation()
+	root, err := pki.ParseRoot(rotation.GetCaCert(), nil)
+	if rotation == nil || err != nil {
+		return nil
+	}
+	issuer := pki.IssuerOf(root.Certs[0])
+	var waiting []string
+	total := 0
+	for n := range s.Nodes() {
+		if total++; issuer.Issued(n) {
+			continue
+		}
+		name := cmp.Or(n.GetDescription().GetHostname(), n.GetId())
+		if state := n.GetStatus().GetState(); state != api.NodeStatus_READY {
+			name += " (" + strings.ToLower(state.String()) + ")"
+		} else if reason := n.GetCertificate().GetStatus().GetErr(); reason != "" {
+			name += " (" + reason + ")"
+		}
+		waiting = append(waiting, name)
+	}
+	slices.Sort(waiting)
+	have := total - len(waiting)
+	if len(waiting) > maxNamed {
+		waiting = append(waiting[:maxNamed], fmt.Sprintf("%d more", len(waiting)-maxNamed))
+	}
+	return []string{fmt.Sprintf("the root certificate is being replaced: %d of %d nodes have a new certificate; it waits for %s: start those that are down, or remove them with `docker node rm --force`",
+		have, total, strings.Join(waiting, ", "))}
 }
 
 // problems lists what is wrong and what to do, worst first.
