@@ -24,6 +24,7 @@ import (
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
+	"github.com/skep-dev/skep/platform/cfssl"
 	"github.com/skep-dev/skep/platform/keystore"
 	"github.com/skep-dev/skep/platform/plugin"
 	"github.com/skep-dev/skep/platform/wire"
@@ -92,13 +93,16 @@ func (m *member) newManagerRole(ctx context.Context) (*managerRole, error) {
 func (r *managerRole) register(m *member) {
 	registerer := r.registry
 	var plugins plugin.Finder
-	authority := ca.New(r.replica, r.log)
+	external := &cfssl.Client{Credentials: m.creds}
+	authority := ca.New(ca.Config{State: r.replica, External: external, Log: r.log})
 	dispatch := dispatcher.New(dispatcher.Config{
 		State: r.replica, Members: r.replica.Members, NodeID: m.creds.NodeID(), Caller: wire.CallerNode, Secret: plugins.Secret,
 		Log: r.log, Registerer: registerer,
 	})
 	broker := logbroker.New(logbroker.Config{State: r.replica, Caller: wire.CallerNode, Log: r.log})
-	control := ops.New(ops.Config{State: r.replica, Membership: r.replica, SecretDriver: plugins.CheckSecretDriver})
+	control := ops.New(ops.Config{
+		State: r.replica, Membership: r.replica, External: external, SecretDriver: plugins.CheckSecretDriver,
+	})
 	insight := ops.NewInsight(r.replica, r.replica, func(s *store.Snapshot) func(*api.Task) []*skepv1.Refusal {
 		return func(t *api.Task) []*skepv1.Refusal { return manager.Refuse(s, t, time.Now()) }
 	})

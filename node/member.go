@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -410,53 +409,4 @@ func (m *member) tlsInfo() *api.NodeTLSInfo {
 		info.CertIssuerSubject, info.CertIssuerPublicKey = issuer.Subject, issuer.PublicKey
 	}
 	return info
-}
-
-// found makes the identity of a new swarm's first manager, and what the swarm begins with.
-func found(spec *api.ClusterSpec) (keystore.Identity, *manager.Bootstrap, error) {
-	now := time.Now()
-	root, err := pki.NewRoot(rand.Reader, now)
-	if err != nil {
-		return keystore.Identity{}, nil, err
-	}
-	var ids [2]string
-	for i := range ids {
-		if ids[i], err = model.NewID(rand.Reader); err != nil {
-			return keystore.Identity{}, nil, err
-		}
-	}
-	key, err := pki.NewKey(rand.Reader)
-	if err != nil {
-		return keystore.Identity{}, nil, err
-	}
-	csr, err := pki.NewCSR(rand.Reader, key)
-	if err != nil {
-		return keystore.Identity{}, nil, err
-	}
-	chain, err := root.Issue(rand.Reader, now, csr, pki.Leaf{
-		NodeID: ids[0], ClusterID: ids[1], OU: pki.ManagerRole, Expiry: spec.GetCaConfig().GetNodeCertExpiry().AsDuration(),
-	})
-	if err != nil {
-		return keystore.Identity{}, nil, err
-	}
-	tokens := new(api.JoinTokens)
-	for _, t := range []*string{&tokens.Worker, &tokens.Manager} {
-		if *t, err = pki.NewToken(rand.Reader, root.CertPEM, false); err != nil {
-			return keystore.Identity{}, nil, err
-		}
-	}
-	boot := &manager.Bootstrap{
-		ClusterID: ids[1], Spec: spec,
-		RootCA: &api.RootCA{
-			CaKey: root.KeyPEM, CaCert: root.CertPEM, CaCertHash: pki.CertHash(root.CertPEM), JoinTokens: tokens,
-		},
-	}
-	if spec.GetEncryptionConfig().GetAutoLockManagers() {
-		kek, err := pki.NewKEK(rand.Reader)
-		if err != nil {
-			return keystore.Identity{}, nil, err
-		}
-		boot.UnlockKeys = []*api.EncryptionKey{{Subsystem: pki.ManagerRole, Key: kek}}
-	}
-	return keystore.Identity{RootPEM: root.CertPEM, ChainPEM: chain, Key: key}, boot, nil
 }

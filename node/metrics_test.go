@@ -1,7 +1,9 @@
 package node
 
 import (
+	"crypto/rand"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,11 +22,11 @@ func TestFacts(t *testing.T) {
 	if diff := cmp.Diff(want, gathered(t, gatherer{registry, swarm})); diff != "" {
 		t.Error("in no swarm:", diff)
 	}
-	id, boot, err := found(new(api.ClusterSpec))
+	root, err := pki.NewRoot(rand.Reader, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	root, err := pki.ParseRoot(id.RootPEM, nil)
+	id, boot, err := found(t.Context(), new(api.ClusterSpec), root)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/edge/dockerapi"
 	"github.com/skep-dev/skep/edge/dockerapi/convert"
+	"github.com/skep-dev/skep/platform/cfssl"
 	"github.com/skep-dev/skep/platform/enroll"
 	"github.com/skep-dev/skep/platform/keystore"
 	"github.com/skep-dev/skep/platform/wire"
@@ -187,7 +188,14 @@ func (s *membership) Init(ctx context.Context, req swarm.InitRequest) (string, e
 	if err != nil {
 		return "", err
 	}
-	id, boot, err := found(spec)
+	if err := cfssl.Check(spec.GetCaConfig().GetExternalCas()); err != nil {
+		return "", err
+	}
+	root, err := s.foundingRoot(spec.GetCaConfig())
+	if err != nil {
+		return "", err
+	}
+	id, boot, err := found(ctx, spec, root)
 	if err != nil {
 		return "", err
 	}
@@ -200,7 +208,7 @@ func (s *membership) Init(ctx context.Context, req swarm.InitRequest) (string, e
 	}
 	boot.SubnetSize, boot.VXLANUDPPort = req.SubnetSize, req.DataPathPort
 	saved.DefaultAddressPool, saved.SubnetSize, saved.DataPathPort = boot.DefaultAddressPool, req.SubnetSize, req.DataPathPort
-	if err := errors.Join(saved.save(s.dir), s.keys.SaveManager(id, kek, 0)); err != nil {
+	if err := errors.Join(saved.save(s.dir), s.keys.SaveManager(id, kek, 0), s.keys.ForgetBroughtKey()); err != nil {
 		return "", err
 	}
 	m, err := newMember(s.cfg, s.dir, saved, s.keys, id)

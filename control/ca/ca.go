@@ -20,6 +20,7 @@ import (
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
+	"github.com/skep-dev/skep/platform/cfssl"
 	"github.com/skep-dev/skep/platform/wire"
 )
 
@@ -35,17 +36,26 @@ type Server struct {
 	api.UnimplementedCAServer
 	api.UnimplementedNodeCAServer
 
-	state replica.State
-	log   *slog.Logger
+	state    replica.State
+	external *cfssl.Client
+	log      *slog.Logger
 
 	mu     sync.Mutex
 	tokens float64
 	filled time.Time
 }
 
+// Config is what a Server works with. All fields must be set.
+type Config struct {
+	State replica.State
+	// External reaches the swarm's external CAs, where it has any.
+	External *cfssl.Client
+	Log      *slog.Logger
+}
+
 // New returns a Server; it issues nothing before Run.
-func New(state replica.State, log *slog.Logger) *Server {
-	return &Server{state: state, log: log, tokens: joinBurst}
+func New(c Config) *Server {
+	return &Server{state: c.State, external: c.External, log: c.Log, tokens: joinBurst}
 }
 
 // GetRootCACertificate returns the root bundle that join tokens pin.

@@ -20,6 +20,7 @@ import (
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
+	"github.com/skep-dev/skep/platform/cfssl"
 	"github.com/skep-dev/skep/platform/wire"
 )
 
@@ -40,7 +41,7 @@ func inRig(t *testing.T, test func(*rig)) {
 			t.Fatal(err)
 		}
 		r := &rig{T: t, state: replica.NewMemory(store.Empty()), root: root}
-		r.s = New(r.state, slog.New(slog.DiscardHandler))
+		r.s = New(Config{State: r.state, External: new(cfssl.Client), Log: slog.New(slog.DiscardHandler)})
 		if _, err := r.s.GetRootCACertificate(t.Context(), nil); status.Code(err) != codes.Aborted {
 			t.Errorf("root certificate of no swarm: %v", err)
 		}
@@ -294,7 +295,7 @@ func TestNextLeaderSigns(t *testing.T) {
 				Certificate: &api.Certificate{Csr: []byte("broken"), Cn: "n3", Status: &api.IssuanceStatus{State: api.IssuanceStatus_PENDING}},
 			}))
 		})
-		r.s = New(r.state, slog.New(slog.DiscardHandler))
+		r.s = New(Config{State: r.state, External: new(cfssl.Client), Log: slog.New(slog.DiscardHandler)})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- r.s.Run(ctx) }()

@@ -17,6 +17,7 @@ import (
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
+	"github.com/skep-dev/skep/platform/cfssl"
 )
 
 const (
@@ -169,12 +170,31 @@ func (s *Server) sign(ctx context.Context, ids []string) (done []string, err err
 	return done, passing
 }
 
-// issue signs one request.
-func (s *Server) issue(_ context.Context, cluster *api.Cluster, root *pki.Root, request *api.Certificate) ([]byte, error) {
-	return root.Issue(rand.Reader, time.Now(), request.GetCsr(), pki.Leaf{
+// issue signs one request: by an external CA if there is one for the root in force, else
+// by the root's own key.
+func (s *Server) issue(ctx context.Context, cluster *api.Cluster, root *pki.Root, request *api.Certificate) ([]byte, error) {
+	leaf := pki.Leaf{
 		NodeID: request.GetCn(), ClusterID: cluster.GetId(), OU: pki.RoleOU(request.GetRole()),
 		Expiry: cluster.GetSpec().GetCaConfig().GetNodeCertExpiry().AsDuration(),
-	})
+	}
+	present := cluster.GetRootCa().GetCaCert()
+	outside := cfssl.For(cluster.GetSpec().GetCaConfig().GetExternalCas(), present, root.CertPEM)
+	if len(outside) == 0 {
+		return root.Issue(rand.Reader, time.Now(), request.GetCsr(), leaf)
+	}
+	roots, err := pki.ParseCerts(slices.Concat(present, root.CertPEM))
+	if err != nil {
+		return nil, err
+	}
+	cert, err := s.external.Sign(ctx, outside, roots, request.GetCsr(), leaf)
+	if err != nil {
+		return nil, err
+	}
+	chain := slices.Concat(cert, root.Intermediates)
+	if err := pki.CheckIssued(root, request.GetCsr(), chain, leaf, time.Now()); err != nil {
+		return nil, fmt.Errorf("the external CA signed something else: %w", err)
+	}
+	return chain, nil
 }
 
 // record writes the outcome of a request to its node.

@@ -9,6 +9,7 @@ import (
 	"github.com/skep-dev/skep/control/replica"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
+	"github.com/skep-dev/skep/platform/cfssl"
 )
 
 // Membership is what ops needs to know of raft's members.
@@ -24,10 +25,10 @@ type Config struct {
 	State replica.State
 	// Membership must be set.
 	Membership Membership
-	// Authority reaches external CAs; nil means that there are none.
-	Authority Authority
 	// SecretDriver checks that a secret driver of this name is there; nil means that none is.
 	SecretDriver func(ctx context.Context, name string) error
+	// External reaches external CAs; nil refuses them.
+	External *cfssl.Client
 	// Random is the source of ids and tokens; nil means crypto/rand.
 	Random io.Reader
 }
@@ -39,10 +40,10 @@ type Ops struct {
 	state   replica.State
 	members Membership
 	random  io.Reader
-	// authority is never nil.
-	authority Authority
 	// secretDriver is nil when there are no drivers.
 	secretDriver func(ctx context.Context, name string) error
+	// external may be nil.
+	external *cfssl.Client
 }
 
 // New returns an Ops on a state.
@@ -50,11 +51,8 @@ func New(config Config) *Ops {
 	if config.Random == nil {
 		config.Random = rand.Reader
 	}
-	if config.Authority == nil {
-		config.Authority = noAuthority{}
-	}
 	return &Ops{
-		state: config.State, members: config.Membership, random: config.Random, authority: config.Authority, secretDriver: config.SecretDriver,
+		state: config.State, members: config.Membership, random: config.Random, external: config.External, secretDriver: config.SecretDriver,
 	}
 }
 

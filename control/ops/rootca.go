@@ -2,6 +2,7 @@ package ops
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -9,15 +10,8 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
+	"github.com/skep-dev/skep/platform/cfssl"
 )
-
-// Authority is what ops needs of external CAs. The swarm's own one it asks itself.
-type Authority interface {
-	// Reachable returns an error unless one of the CAs for a root can be reached.
-	Reachable(ctx context.Context, cas []*api.ExternalCA, root []byte) error
-	// CrossSign has a root certified by a CA for another root, the present one.
-	CrossSign(ctx context.Context, cas []*api.ExternalCA, present []byte, to *pki.Root) ([]byte, error)
-}
 
 // rootChange is what an update of the cluster makes of the root with a certain content.
 type rootChange struct {
@@ -33,7 +27,10 @@ func (o *Ops) planRoot(ctx context.Context, req *api.UpdateClusterRequest) (root
 	if cluster == nil || cluster.GetId() != req.GetClusterId() {
 		return rootChange{}, notFound("cluster", req.GetClusterId())
 	}
-	if _, none := o.authority.(noAuthority); none && len(want.GetExternalCas()) > 0 {
+	if err := cfssl.Check(want.GetExternalCas()); err != nil {
+		return rootChange{}, err
+	}
+	if o.external == nil && len(want.GetExternalCas()) > 0 {
 		return rootChange{}, invalid("this manager reaches no external CA")
 	}
 	now := time.Now()
@@ -41,8 +38,13 @@ func (o *Ops) planRoot(ctx context.Context, req *api.UpdateClusterRequest) (root
 	if err != nil || plan.Next == nil {
 		return rootChange{}, err
 	}
+	present := cluster.GetRootCa().GetCaCert()
 	for _, root := range plan.External {
-		if err := o.authority.Reachable(ctx, want.GetExternalCas(), root); err != nil {
+		trusted, err := pki.ParseCerts(slices.Concat(present, root))
+		if err != nil {
+			return rootChange{}, err
+		}
+		if err := o.external.Reachable(ctx, cfssl.For(want.GetExternalCas(), present, root), trusted); err != nil {
 			return rootChange{}, err
 		}
 	}
@@ -64,7 +66,7 @@ func (o *Ops) crossSign(ctx context.Context, ca *api.RootCA, to *pki.Root, exter
 	if present.Key != nil {
 		cross, err = present.CrossSign(o.random, to.Certs[0])
 	} else {
-		cross, err = o.authority.CrossSign(ctx, external, ca.GetCaCert(), to)
+		cross, err = o.external.CrossSign(ctx, cfssl.For(external, ca.GetCaCert(), ca.GetCaCert()), present.Certs, to)
 	}
 	if err != nil {
 		return nil, err
@@ -86,15 +88,4 @@ func adoptRoot(updated, old *api.Cluster, change rootChange) error {
 	}
 	updated.RootCa = model.Clone(change.to)
 	return nil
-}
-
-// noAuthority stands in where there are no external CAs to ask.
-type noAuthority struct{}
-
-func (noAuthority) Reachable(context.Context, []*api.ExternalCA, []byte) error {
-	return model.Errorf(model.Invalid, "no external CA is known for a root whose key the swarm does not have")
-}
-
-func (noAuthority) CrossSign(context.Context, []*api.ExternalCA, []byte, *pki.Root) ([]byte, error) {
-	return nil, model.Errorf(model.Precondition, "no external CA is known that could sign the new root")
 }

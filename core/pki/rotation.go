@@ -30,7 +30,7 @@ type RootPlan struct {
 
 // PlanRoot decides what a CA configuration makes of a swarm's root. It leaves ca as it was.
 func PlanRoot(random io.Reader, now time.Time, ca *api.RootCA, want *api.CAConfig) (RootPlan, error) {
-	cert, key := NormalizePEM(want.GetSigningCaCert()), NormalizePEM(want.GetSigningCaKey())
+	cert := NormalizePEM(want.GetSigningCaCert())
 	switch {
 	case len(want.GetSigningCaCert()) == 0 && len(want.GetSigningCaKey()) > 0:
 		return RootPlan{}, model.Errorf(model.Invalid, "if a signing CA key is provided, the signing CA cert must also be provided")
@@ -43,7 +43,7 @@ func PlanRoot(random io.Reader, now time.Time, ca *api.RootCA, want *api.CAConfi
 		}
 		return rotateTo(to, ca, want)
 	}
-	to, err := givenRoot(now, cert, key, len(want.GetSigningCaKey()) > 0)
+	to, err := GivenRoot(now, want.GetSigningCaCert(), want.GetSigningCaKey())
 	if err != nil {
 		return RootPlan{}, err
 	}
@@ -69,12 +69,13 @@ func PlanRoot(random io.Reader, now time.Time, ca *api.RootCA, want *api.CAConfi
 	return rotateTo(to, ca, want)
 }
 
-// givenRoot checks a root that somebody brings.
-func givenRoot(now time.Time, cert, key []byte, hasKey bool) (*Root, error) {
-	if hasKey && len(key) == 0 {
+// GivenRoot checks a root that somebody brings, with its key or none, for a swarm to use.
+func GivenRoot(now time.Time, certPEM, keyPEM []byte) (*Root, error) {
+	key := NormalizePEM(keyPEM)
+	if len(keyPEM) > 0 && len(key) == 0 {
 		return nil, model.Errorf(model.Invalid, "invalid signing CA: the key is not in PEM")
 	}
-	root, err := ParseRoot(cert, key)
+	root, err := ParseRoot(NormalizePEM(certPEM), key)
 	if err != nil {
 		return nil, model.Wrap(model.Invalid, err, "invalid signing CA")
 	}
@@ -196,6 +197,41 @@ func Signer(ca *api.RootCA) (*Root, error) {
 	}
 	root.Intermediates = rotation.GetCrossSignedCaCert()
 	return root, nil
+}
+
+// CheckIssued checks a chain that somebody else signed for a request: it must certify the
+// request's key, for exactly what was asked, under root.
+func CheckIssued(root *Root, csrPEM, chain []byte, want Leaf, now time.Time) error {
+	csr, err := ParseCSR(csrPEM)
+	if err != nil {
+		return err
+	}
+	leaf, err := root.Verify(chain, now)
+	if err != nil {
+		return err
+	}
+	s := leaf.Subject
+	names := []string{want.OU, want.NodeID}
+	if want.OU == ManagerRole {
+		names = append(names, CARole)
+	}
+	switch {
+	case !samePublicKey(leaf.PublicKey, csr.PublicKey):
+		return model.Errorf(model.Invalid, "the certificate is for another key")
+	case s.CommonName != want.NodeID || !slices.Equal(s.OrganizationalUnit, []string{want.OU}) || !slices.Equal(s.Organization, []string{want.ClusterID}):
+		return model.Errorf(model.Invalid, "the certificate is for %q", s)
+	case !slices.Equal(slices.Sorted(slices.Values(leaf.DNSNames)), slices.Sorted(slices.Values(names))):
+		return model.Errorf(model.Invalid, "the certificate is for the names %q", leaf.DNSNames)
+	case leaf.IsCA:
+		return model.Errorf(model.Invalid, "the certificate is one of a CA")
+	case !usableFor(leaf, x509.ExtKeyUsageClientAuth) || !usableFor(leaf, x509.ExtKeyUsageServerAuth):
+		return model.Errorf(model.Invalid, "the certificate is not for client and server authentication")
+	}
+	return nil
+}
+
+func usableFor(c *x509.Certificate, use x509.ExtKeyUsage) bool {
+	return slices.Contains(c.ExtKeyUsage, use) || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny)
 }
 
 // Issuer identifies who signed a node's certificate.

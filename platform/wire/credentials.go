@@ -53,6 +53,14 @@ func (c *Credentials) Set(m *Material) { c.current.Store(m) }
 // Current returns the newest material, or nil before the first Set.
 func (c *Credentials) Current() *Material { return c.current.Load() }
 
+// Certificate returns the node's certificate as TLS presents it, or nil without one.
+func (c *Credentials) Certificate() *tls.Certificate {
+	if m := c.Current(); m != nil && m.Leaf != nil {
+		return &m.tls
+	}
+	return nil
+}
+
 // NodeID returns the node's id, or "" without a certificate.
 func (c *Credentials) NodeID() string {
 	if m := c.Current(); m != nil && m.Leaf != nil {
