@@ -188,6 +188,9 @@ func (s *membership) Init(ctx context.Context, req swarm.InitRequest) (string, e
 	if err != nil {
 		return "", err
 	}
+	if d := spec.GetCaConfig().GetNodeCertExpiry().AsDuration(); d < pki.MinExpiry {
+		return "", model.Errorf(model.Invalid, "minimum certificate expiry time is: %s", pki.MinExpiry)
+	}
 	if err := cfssl.Check(spec.GetCaConfig().GetExternalCas()); err != nil {
 		return "", err
 	}

@@ -98,7 +98,7 @@ func TestRotationBegins(t *testing.T) {
 func TestRootWithoutItsKeyNeedsAnExternalCA(t *testing.T) {
 	o, state := newOps(t, nil, withRoot(newRoot(t)))
 	_, err := setCA(t, o, state, func(c *api.CAConfig) { c.SigningCaCert = newRoot(t).CertPEM })
-	wantStatus(t, err, codes.InvalidArgument, "no external CA is known for a root whose key the swarm does not have")
+	wantStatus(t, err, codes.InvalidArgument, "there must be an external CA for a root whose key the swarm does not have: give one with --external-ca")
 	if state.View().Cluster().GetRootCa().GetRootRotation() != nil {
 		t.Error("a rotation began all the same")
 	}
