@@ -53,6 +53,7 @@ func TestInteropDockerWorker(t *testing.T) {
 		{"Join", func(t *testing.T, s *swarm, m, w string) { s.join(t, w, m, "worker") }},
 	}, workerSteps(), []interopStep{
 		{"OverlayRefused", interopOverlayOnDocker},
+		{"RotateCA", interopRotateCA},
 		{"PromoteRefused", interopPromoteDocker},
 		{"TokensRotate", interopTokens},
 		{"LeaveAndRemove", interopLeave},
@@ -71,11 +72,74 @@ func TestInteropSkepWorker(t *testing.T) {
 		{"Join", func(t *testing.T, s *swarm, m, w string) { s.join(t, w, m, "worker") }},
 	}, workerSteps(), []interopStep{
 		{"OverlayRefused", interopOverlayOnSkep},
-		{"TokensRotate", interopTokens},
 		{"Quiet", interopQuiet},
+		{"RotateCA", interopRotateCA},
+		{"TokensRotate", interopTokens},
 		{"PromoteRefused", interopPromoteSkep},
 		{"LeaveAndRemove", interopLeave},
 	}))
+}
+
+// TestInteropLeaderKilled kills leaders of a Skep swarm, and then the Docker Engine in it.
+func TestInteropLeaderKilled(t *testing.T) {
+	s := newSwarm(t, 3, 0)
+	d := s.addDocker(t, "d1")
+	s.loadImages(t)
+	leader, err := s.leader(t, "m1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	follower := "m1"
+	if leader == follower {
+		follower = "m2"
+	}
+	// What a node is reaches the leader through a follower, too.
+	token := s.docker(t, follower, "swarm", "join-token", "-q", "manager")
+	s.refused(t, "d1", "a Docker Engine can be a worker of a Skep swarm but not a manager", "swarm", "join", "--token", token, s.node(t, follower).Addr+":2377")
+	s.join(t, "d1", follower, "worker")
+	s.create(t, "m1", "steady", append(on("d1"), "--replicas", "3"), "log")
+	s.wantRunning(t, "m1", "steady", 3, time.Minute)
+	containers := func() string { return sortLines(s.docker(t, "d1", "ps", "--quiet", "--no-trunc")) }
+	before := containers()
+	for round := range 2 {
+		leader, err := s.leader(t, "m1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		alive := s.byRole("manager")
+		alive = slices.DeleteFunc(alive, func(m string) bool { return m == leader })
+		s.dev(t, "kill", leader)
+		replicas := 4 + round
+		eventually(t, 30*time.Second, "a change is accepted", func() string {
+			out, err := s.tryDocker(t, 20*time.Second, alive[0], "service", "scale", "--detach", fmt.Sprintf("steady=%d", replicas))
+			if err != nil {
+				return out
+			}
+			return ""
+		})
+		s.wantRunning(t, alive[0], "steady", replicas, time.Minute) // the Docker member has a session again
+		s.wantNode(t, alive[0], "d1", "Ready", "Active")
+		after := containers()
+		for id := range strings.Lines(before) {
+			if !strings.Contains(after, strings.TrimSpace(id)) {
+				t.Errorf("container %s ended with the leader", id)
+			}
+		}
+		before = after
+		s.dev(t, "start", leader)
+		s.wantNode(t, alive[0], leader, "Ready", "Active")
+	}
+	out := s.docker(t, "m1", "service", "logs", "--raw", "--tail", "1", "steady")
+	if !strings.Contains(out, "line") {
+		t.Errorf("no logs after the leaders' deaths: %q", out)
+	}
+	if err := d.kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.wantNode(t, "m1", "d1", "Down", "Active")
+	d.start(t, engineFiles(t))
+	s.wantNode(t, "m1", "d1", "Ready", "Active")
+	s.wantRunning(t, "m1", "steady", 5, time.Minute)
 }
 
 // on returns the flags of a service whose tasks run on node w only.
@@ -306,6 +370,41 @@ func interopDrain(t *testing.T, s *swarm, m, w string) {
 	})
 	s.docker(t, m, "service", "rm", "stay")
 	s.gone(t, w, "stay")
+}
+
+// interopRotateCA replaces the root under a running task: the command ends when the worker,
+// which is of another kind than the manager, has a certificate of the new root.
+func interopRotateCA(t *testing.T, s *swarm, m, w string) {
+	s.create(t, m, "steady", on(w))
+	s.wantRunning(t, m, "steady", 1, time.Minute)
+	before := s.docker(t, w, "ps", "--quiet", "--no-trunc")
+	old := s.docker(t, m, "swarm", "ca")
+	s.docker(t, m, "swarm", "ca", "--rotate", "--quiet")
+	fresh := s.docker(t, m, "swarm", "ca")
+	if fresh == old {
+		t.Error("the root stayed the same")
+	}
+	eventually(t, 30*time.Second, "the worker trusts the new root alone", func() string {
+		var found string
+		for _, dir := range []string{"data/swarm/certificates", "run/swarm/certificates"} {
+			data, err := os.ReadFile(filepath.Join(s.node(t, w).Dir, dir, "swarm-root-ca.crt"))
+			if err == nil {
+				found = strings.TrimSpace(string(data))
+			}
+		}
+		if found != fresh {
+			return found
+		}
+		return ""
+	})
+	s.wantNode(t, m, w, "Ready", "Active")
+	s.docker(t, m, "service", "scale", "--detach", "steady=2")
+	s.wantRunning(t, m, "steady", 2, time.Minute)
+	if after := s.docker(t, w, "ps", "--quiet", "--no-trunc"); !strings.Contains(after, before) {
+		t.Errorf("container %s became %s", before, after)
+	}
+	s.docker(t, m, "service", "rm", "steady")
+	s.gone(t, w, "steady")
 }
 
 // wantPending waits until a service's task has no node, for a reason.

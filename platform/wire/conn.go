@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	experimental "google.golang.org/grpc/experimental/credentials"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/test/bufconn"
 )
@@ -28,7 +29,7 @@ const (
 // NewServer returns a gRPC server over mutual TLS behind a guard.
 func NewServer(guard *Guard) *grpc.Server {
 	return grpc.NewServer(append(guard.ServerOptions(),
-		grpc.Creds(credentials.NewTLS(guard.Credentials.ServerTLS())),
+		grpc.Creds(transport(guard.Credentials.ServerTLS())),
 		grpc.MaxRecvMsgSize(maxReceive),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeTimeout),
@@ -36,6 +37,13 @@ func NewServer(guard *Guard) *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Second, Timeout: 5 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)...)
+}
+
+// transport makes credentials that offer HTTP/2 by ALPN but do not insist on it, as grpc does
+// otherwise: a Docker Engine (seen with 20.10) negotiates it only until its certificate is
+// renewed, on both sides, and would be lost then until it is restarted.
+func transport(config *tls.Config) credentials.TransportCredentials {
+	return experimental.NewTLSWithALPNDisabled(config)
 }
 
 // Dial connects to a manager by its certificate's server name. It returns before the
@@ -55,7 +63,7 @@ func DialUnverified(network Network, addr string) (*grpc.ClientConn, error) {
 
 func dial(network Network, addr string, config *tls.Config) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+addr,
-		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithTransportCredentials(transport(config)),
 		grpc.WithContextDialer(orTCP(network).Dial),
 		grpc.WithChainUnaryInterceptor(markSkep),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),

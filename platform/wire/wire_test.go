@@ -3,9 +3,11 @@ package wire
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,6 +15,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -380,6 +383,56 @@ func TestOnlyManagersAreServers(t *testing.T) {
 			_, err := api.NewDispatcherClient(conn).Heartbeat(r.Context(), new(api.HeartbeatRequest))
 			if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "swarm-manager") {
 				t.Errorf("talk to a worker as a manager: %v", err)
+			}
+		})
+	})
+}
+
+// TestPeersWithoutALPN holds that both sides talk to peers that do not negotiate a protocol,
+// as Docker Engine does not once it has renewed its certificate.
+func TestPeersWithoutALPN(t *testing.T) {
+	inRig(t, func(r *rig) {
+		worker := r.creds("10.0.0.9", "w", "swarm", pki.WorkerRole)
+		config := worker.ClientTLS(pki.ManagerRole)
+		config.NextProtos = nil
+		conn, err := grpc.NewClient("passthrough:///"+leaderAddr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+				raw, err := worker.Network.Dial(ctx, addr)
+				if err != nil {
+					return nil, err
+				}
+				c := tls.Client(raw, config)
+				return c, c.HandshakeContext(ctx)
+			}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := api.NewDispatcherClient(conn).Heartbeat(r.Context(), new(api.HeartbeatRequest)); err != nil {
+			t.Errorf("a client without ALPN: %v", err)
+		}
+		if r.seen.NodeID != "w" || r.seen.Skep {
+			t.Errorf("the manager sees %+v", r.seen)
+		}
+
+		manager := r.creds("10.0.0.3", "m", "swarm", pki.ManagerRole)
+		l, err := Listen(r.Context(), manager.Network, "10.0.0.3:2377")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := grpc.NewServer()
+		api.RegisterDispatcherServer(s, &noting{r: r})
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			_ = s.Serve(tls.NewListener(l, &tls.Config{
+				Certificates: []tls.Certificate{manager.Current().tls}, ClientAuth: tls.RequireAnyClientCert,
+			}))
+		}()
+		defer func() { s.Stop(); <-served }()
+		r.with(worker, "10.0.0.3:2377", func(conn *grpc.ClientConn) {
+			if _, err := api.NewDispatcherClient(conn).Heartbeat(r.Context(), new(api.HeartbeatRequest)); err != nil {
+				t.Errorf("a manager without ALPN: %v", err)
 			}
 		})
 	})
