@@ -249,7 +249,10 @@ type NetworkUpdate struct {
 	RemovedServices  []string           `protobuf:"bytes,9,rep,name=removed_services,json=removedServices,proto3" json:"removed_services,omitempty"`
 	// Tasks of this node to which no node routes any longer: they may be stopped without
 	// anybody losing a request.
-	Withdrawn     []string `protobuf:"bytes,10,rep,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	Withdrawn []string `protobuf:"bytes,10,rep,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	// The other nodes of the encrypted networks among these.
+	Peers         []*NetworkPeer `protobuf:"bytes,11,rep,name=peers,proto3" json:"peers,omitempty"`
+	RemovedPeers  []*PeerKey     `protobuf:"bytes,12,rep,name=removed_peers,json=removedPeers,proto3" json:"removed_peers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -354,6 +357,20 @@ func (x *NetworkUpdate) GetWithdrawn() []string {
 	return nil
 }
 
+func (x *NetworkUpdate) GetPeers() []*NetworkPeer {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *NetworkUpdate) GetRemovedPeers() []*PeerKey {
+	if x != nil {
+		return x.RemovedPeers
+	}
+	return nil
+}
+
 // LocalNode is the receiving node itself.
 type LocalNode struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -448,9 +465,14 @@ type OverlayNetwork struct {
 	// Asked for by com.docker.network.driver.mtu; zero lets the node choose.
 	Mtu uint32 `protobuf:"varint,8,opt,name=mtu,proto3" json:"mtu,omitempty"`
 	// Of the ingress network: what holds for services that say nothing themselves.
-	MeshSource    MeshSource `protobuf:"varint,12,opt,name=mesh_source,json=meshSource,proto3,enum=skep.v1.MeshSource" json:"mesh_source,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MeshSource MeshSource `protobuf:"varint,12,opt,name=mesh_source,json=meshSource,proto3,enum=skep.v1.MeshSource" json:"mesh_source,omitempty"`
+	// How an encrypted network is encrypted: "wireguard" or "esp"; empty while that is not
+	// decided.
+	Encryption string `protobuf:"bytes,9,opt,name=encryption,proto3" json:"encryption,omitempty"`
+	// UDP port that encrypted packets of this network go to.
+	EncryptionPort uint32 `protobuf:"varint,10,opt,name=encryption_port,json=encryptionPort,proto3" json:"encryption_port,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *OverlayNetwork) Reset() {
@@ -544,6 +566,20 @@ func (x *OverlayNetwork) GetMeshSource() MeshSource {
 		return x.MeshSource
 	}
 	return MeshSource_MESH_SOURCE_UNSPECIFIED
+}
+
+func (x *OverlayNetwork) GetEncryption() string {
+	if x != nil {
+		return x.Encryption
+	}
+	return ""
+}
+
+func (x *OverlayNetwork) GetEncryptionPort() uint32 {
+	if x != nil {
+		return x.EncryptionPort
+	}
+	return 0
 }
 
 type OverlaySubnet struct {
@@ -777,6 +813,131 @@ func (x *OverlayEndpoint) GetKeepsSource() bool {
 	return false
 }
 
+// PeerKey names one node of one encrypted network.
+type PeerKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NetworkId     string                 `protobuf:"bytes,1,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
+	NodeId        string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PeerKey) Reset() {
+	*x = PeerKey{}
+	mi := &file_skep_v1_network_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PeerKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PeerKey) ProtoMessage() {}
+
+func (x *PeerKey) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PeerKey.ProtoReflect.Descriptor instead.
+func (*PeerKey) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *PeerKey) GetNetworkId() string {
+	if x != nil {
+		return x.NetworkId
+	}
+	return ""
+}
+
+func (x *PeerKey) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+// NetworkPeer is another node that takes part in an encrypted network.
+type NetworkPeer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   *PeerKey               `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Address of the node for encrypted packets.
+	Addr string `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`
+	// The node's WireGuard key, 32 bytes; empty when it has told none.
+	PublicKey []byte `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	// What only the leader and the two nodes know, 32 bytes. It changes with each rotation.
+	PresharedKey  []byte `protobuf:"bytes,4,opt,name=preshared_key,json=presharedKey,proto3" json:"preshared_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkPeer) Reset() {
+	*x = NetworkPeer{}
+	mi := &file_skep_v1_network_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkPeer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkPeer) ProtoMessage() {}
+
+func (x *NetworkPeer) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkPeer.ProtoReflect.Descriptor instead.
+func (*NetworkPeer) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *NetworkPeer) GetKey() *PeerKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *NetworkPeer) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *NetworkPeer) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *NetworkPeer) GetPresharedKey() []byte {
+	if x != nil {
+		return x.PresharedKey
+	}
+	return nil
+}
+
 // BalancedService is one service whose tasks are endpoints of the node's networks, or that
 // is published through the routing mesh.
 type BalancedService struct {
@@ -795,7 +956,7 @@ type BalancedService struct {
 
 func (x *BalancedService) Reset() {
 	*x = BalancedService{}
-	mi := &file_skep_v1_network_proto_msgTypes[9]
+	mi := &file_skep_v1_network_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +968,7 @@ func (x *BalancedService) String() string {
 func (*BalancedService) ProtoMessage() {}
 
 func (x *BalancedService) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[9]
+	mi := &file_skep_v1_network_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +981,7 @@ func (x *BalancedService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalancedService.ProtoReflect.Descriptor instead.
 func (*BalancedService) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{9}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BalancedService) GetId() string {
@@ -876,7 +1037,7 @@ type VirtualAddress struct {
 
 func (x *VirtualAddress) Reset() {
 	*x = VirtualAddress{}
-	mi := &file_skep_v1_network_proto_msgTypes[10]
+	mi := &file_skep_v1_network_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +1049,7 @@ func (x *VirtualAddress) String() string {
 func (*VirtualAddress) ProtoMessage() {}
 
 func (x *VirtualAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[10]
+	mi := &file_skep_v1_network_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +1062,7 @@ func (x *VirtualAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VirtualAddress.ProtoReflect.Descriptor instead.
 func (*VirtualAddress) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{10}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *VirtualAddress) GetNetworkId() string {
@@ -930,7 +1091,7 @@ type MeshPort struct {
 
 func (x *MeshPort) Reset() {
 	*x = MeshPort{}
-	mi := &file_skep_v1_network_proto_msgTypes[11]
+	mi := &file_skep_v1_network_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1103,7 @@ func (x *MeshPort) String() string {
 func (*MeshPort) ProtoMessage() {}
 
 func (x *MeshPort) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[11]
+	mi := &file_skep_v1_network_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1116,7 @@ func (x *MeshPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshPort.ProtoReflect.Descriptor instead.
 func (*MeshPort) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{11}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *MeshPort) GetProtocol() uint32 {
@@ -993,7 +1154,7 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1a\n" +
 	"\brepaired\x18\x03 \x01(\x04R\brepaired\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\"\x14\n" +
-	"\x12ProgrammedResponse\"\xc7\x03\n" +
+	"\x12ProgrammedResponse\"\xaa\x04\n" +
 	"\rNetworkUpdate\x12\x1a\n" +
 	"\bcomplete\x18\x01 \x01(\bR\bcomplete\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12&\n" +
@@ -1005,14 +1166,16 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\bservices\x18\b \x03(\v2\x18.skep.v1.BalancedServiceR\bservices\x12)\n" +
 	"\x10removed_services\x18\t \x03(\tR\x0fremovedServices\x12\x1c\n" +
 	"\twithdrawn\x18\n" +
-	" \x03(\tR\twithdrawn\"\x9f\x01\n" +
+	" \x03(\tR\twithdrawn\x12*\n" +
+	"\x05peers\x18\v \x03(\v2\x14.skep.v1.NetworkPeerR\x05peers\x125\n" +
+	"\rremoved_peers\x18\f \x03(\v2\x10.skep.v1.PeerKeyR\fremovedPeers\"\x9f\x01\n" +
 	"\tLocalNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tdata_addr\x18\x02 \x01(\tR\bdataAddr\x12!\n" +
 	"\fingress_addr\x18\x03 \x01(\tR\vingressAddr\x12\x1d\n" +
 	"\n" +
 	"vxlan_port\x18\x04 \x01(\rR\tvxlanPort\x12#\n" +
-	"\ringress_addr6\x18\f \x01(\tR\fingressAddr6\"\xa2\x02\n" +
+	"\ringress_addr6\x18\f \x01(\tR\fingressAddr6\"\xeb\x02\n" +
 	"\x0eOverlayNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x120\n" +
@@ -1025,7 +1188,12 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"attachable\x12\x10\n" +
 	"\x03mtu\x18\b \x01(\rR\x03mtu\x124\n" +
 	"\vmesh_source\x18\f \x01(\x0e2\x13.skep.v1.MeshSourceR\n" +
-	"meshSource\"S\n" +
+	"meshSource\x12\x1e\n" +
+	"\n" +
+	"encryption\x18\t \x01(\tR\n" +
+	"encryption\x12'\n" +
+	"\x0fencryption_port\x18\n" +
+	" \x01(\rR\x0eencryptionPort\"S\n" +
 	"\rOverlaySubnet\x12\x16\n" +
 	"\x06subnet\x18\x01 \x01(\tR\x06subnet\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\x12\x10\n" +
@@ -1044,7 +1212,17 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\taddresses\x18\x06 \x03(\tR\taddresses\x12\x18\n" +
 	"\aaliases\x18\a \x03(\tR\aaliases\x12\x1a\n" +
 	"\broutable\x18\b \x01(\bR\broutable\x12!\n" +
-	"\fkeeps_source\x18\f \x01(\bR\vkeepsSource\"\xdb\x01\n" +
+	"\fkeeps_source\x18\f \x01(\bR\vkeepsSource\"A\n" +
+	"\aPeerKey\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\"\x89\x01\n" +
+	"\vNetworkPeer\x12\"\n" +
+	"\x03key\x18\x01 \x01(\v2\x10.skep.v1.PeerKeyR\x03key\x12\x12\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x03 \x01(\fR\tpublicKey\x12#\n" +
+	"\rpreshared_key\x18\x04 \x01(\fR\fpresharedKey\"\xdb\x01\n" +
 	"\x0fBalancedService\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1088,7 +1266,7 @@ func file_skep_v1_network_proto_rawDescGZIP() []byte {
 }
 
 var file_skep_v1_network_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_skep_v1_network_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_skep_v1_network_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_skep_v1_network_proto_goTypes = []any{
 	(MeshSource)(0),              // 0: skep.v1.MeshSource
 	(*WatchNetworksRequest)(nil), // 1: skep.v1.WatchNetworksRequest
@@ -1100,31 +1278,36 @@ var file_skep_v1_network_proto_goTypes = []any{
 	(*OverlaySubnet)(nil),        // 7: skep.v1.OverlaySubnet
 	(*EndpointKey)(nil),          // 8: skep.v1.EndpointKey
 	(*OverlayEndpoint)(nil),      // 9: skep.v1.OverlayEndpoint
-	(*BalancedService)(nil),      // 10: skep.v1.BalancedService
-	(*VirtualAddress)(nil),       // 11: skep.v1.VirtualAddress
-	(*MeshPort)(nil),             // 12: skep.v1.MeshPort
+	(*PeerKey)(nil),              // 10: skep.v1.PeerKey
+	(*NetworkPeer)(nil),          // 11: skep.v1.NetworkPeer
+	(*BalancedService)(nil),      // 12: skep.v1.BalancedService
+	(*VirtualAddress)(nil),       // 13: skep.v1.VirtualAddress
+	(*MeshPort)(nil),             // 14: skep.v1.MeshPort
 }
 var file_skep_v1_network_proto_depIdxs = []int32{
 	5,  // 0: skep.v1.NetworkUpdate.node:type_name -> skep.v1.LocalNode
 	6,  // 1: skep.v1.NetworkUpdate.networks:type_name -> skep.v1.OverlayNetwork
 	9,  // 2: skep.v1.NetworkUpdate.endpoints:type_name -> skep.v1.OverlayEndpoint
 	8,  // 3: skep.v1.NetworkUpdate.removed_endpoints:type_name -> skep.v1.EndpointKey
-	10, // 4: skep.v1.NetworkUpdate.services:type_name -> skep.v1.BalancedService
-	7,  // 5: skep.v1.OverlayNetwork.subnets:type_name -> skep.v1.OverlaySubnet
-	0,  // 6: skep.v1.OverlayNetwork.mesh_source:type_name -> skep.v1.MeshSource
-	8,  // 7: skep.v1.OverlayEndpoint.key:type_name -> skep.v1.EndpointKey
-	11, // 8: skep.v1.BalancedService.vips:type_name -> skep.v1.VirtualAddress
-	12, // 9: skep.v1.BalancedService.ports:type_name -> skep.v1.MeshPort
-	0,  // 10: skep.v1.BalancedService.mesh_source:type_name -> skep.v1.MeshSource
-	1,  // 11: skep.v1.Networks.Watch:input_type -> skep.v1.WatchNetworksRequest
-	2,  // 12: skep.v1.Networks.Programmed:input_type -> skep.v1.ProgrammedRequest
-	4,  // 13: skep.v1.Networks.Watch:output_type -> skep.v1.NetworkUpdate
-	3,  // 14: skep.v1.Networks.Programmed:output_type -> skep.v1.ProgrammedResponse
-	13, // [13:15] is the sub-list for method output_type
-	11, // [11:13] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	12, // 4: skep.v1.NetworkUpdate.services:type_name -> skep.v1.BalancedService
+	11, // 5: skep.v1.NetworkUpdate.peers:type_name -> skep.v1.NetworkPeer
+	10, // 6: skep.v1.NetworkUpdate.removed_peers:type_name -> skep.v1.PeerKey
+	7,  // 7: skep.v1.OverlayNetwork.subnets:type_name -> skep.v1.OverlaySubnet
+	0,  // 8: skep.v1.OverlayNetwork.mesh_source:type_name -> skep.v1.MeshSource
+	8,  // 9: skep.v1.OverlayEndpoint.key:type_name -> skep.v1.EndpointKey
+	10, // 10: skep.v1.NetworkPeer.key:type_name -> skep.v1.PeerKey
+	13, // 11: skep.v1.BalancedService.vips:type_name -> skep.v1.VirtualAddress
+	14, // 12: skep.v1.BalancedService.ports:type_name -> skep.v1.MeshPort
+	0,  // 13: skep.v1.BalancedService.mesh_source:type_name -> skep.v1.MeshSource
+	1,  // 14: skep.v1.Networks.Watch:input_type -> skep.v1.WatchNetworksRequest
+	2,  // 15: skep.v1.Networks.Programmed:input_type -> skep.v1.ProgrammedRequest
+	4,  // 16: skep.v1.Networks.Watch:output_type -> skep.v1.NetworkUpdate
+	3,  // 17: skep.v1.Networks.Programmed:output_type -> skep.v1.ProgrammedResponse
+	16, // [16:18] is the sub-list for method output_type
+	14, // [14:16] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_skep_v1_network_proto_init() }
@@ -1139,7 +1322,7 @@ func file_skep_v1_network_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skep_v1_network_proto_rawDesc), len(file_skep_v1_network_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

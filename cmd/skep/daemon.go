@@ -63,6 +63,7 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 	registry := prometheus.NewRegistry()
 	network, err := dataplane.New(dataplane.Config{
 		Dir: filepath.Join(d.DataRoot, "network"), ExecDir: filepath.Join(d.ExecRoot, "netns"), Address: bridge, Log: log, Registerer: registry,
+		WireGuard: []string{executable, cli.WireGuardCommand},
 	})
 	if err != nil {
 		return err

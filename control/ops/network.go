@@ -75,6 +75,9 @@ func (o *Ops) CreateNetwork(ctx context.Context, req *api.CreateNetworkRequest) 
 	}
 	n := &api.Network{Id: id, Spec: spec}
 	err = o.update(ctx, func(tx *store.Tx) error {
+		if tx.Snapshot().Cluster().GetSpec().GetAnnotations().GetLabels()[model.EncryptLabel] == model.EncryptAll && !spec.GetIngress() {
+			encrypt(spec)
+		}
 		if other := ingressNetwork(tx.Snapshot()); other != nil && model.Ingress(n) {
 			return model.Errorf(model.Exists, "ingress network (%s) is already present", other.GetId())
 		}
@@ -113,6 +116,9 @@ func validateNetwork(spec *api.NetworkSpec) error {
 	case driver != "" && driver != "overlay":
 		return notFoundPlugin(driver)
 	}
+	if _, on := spec.GetDriverConfig().GetOptions()[model.EncryptedOption]; on && spec.GetIngress() {
+		return model.Errorf(model.Unimplemented, "network %s: an encrypted ingress network is not implemented by skep yet: create it without --opt encrypted", name)
+	}
 	if driver := spec.GetIpam().GetDriver().GetName(); driver != "" && driver != "default" {
 		return notFoundPlugin(driver)
 	}
@@ -125,19 +131,39 @@ func validateNetwork(spec *api.NetworkSpec) error {
 	return alloc.Check(spec)
 }
 
+// encrypt asks for encryption of a network that is being made.
+func encrypt(spec *api.NetworkSpec) {
+	if spec.GetDriverConfig() == nil {
+		spec.DriverConfig = new(api.Driver)
+	}
+	if spec.GetDriverConfig().GetOptions() == nil {
+		spec.DriverConfig.Options = map[string]string{}
+	}
+	if _, on := spec.GetDriverConfig().GetOptions()[model.EncryptedOption]; !on {
+		spec.DriverConfig.Options[model.EncryptedOption] = ""
+	}
+}
+
 func notFoundPlugin(name string) error {
 	return model.Errorf(model.NotFound, "plugin %q not found", name)
 }
 
 const (
-	encryptedOption = "encrypted"
-	mtuOption       = "com.docker.network.driver.mtu"
-	minMTU, maxMTU  = 68, 65535
+	mtuOption      = "com.docker.network.driver.mtu"
+	minMTU, maxMTU = 68, 65535
+	minPort        = 1024
 )
 
 func validateNetworkOptions(name string, options map[string]string) error {
-	if _, on := options[encryptedOption]; on {
-		return model.Errorf(model.Unimplemented, "network %s: encrypted overlay networks are not implemented by skep yet", name)
+	switch how := options[model.EncryptionOption]; how {
+	case "", model.ESP, model.WireGuard:
+	default:
+		return invalid("network %s: %s=%s is neither %s nor %s", name, model.EncryptionOption, how, model.ESP, model.WireGuard)
+	}
+	if text, on := options[model.EncryptionPortOption]; on {
+		if port, err := strconv.ParseUint(text, 10, 16); err != nil || port < minPort {
+			return invalid("network %s: %s=%s is not a port from %d to 65535", name, model.EncryptionPortOption, text, minPort)
+		}
 	}
 	if text, on := options[mtuOption]; on {
 		if mtu, err := strconv.Atoi(text); err != nil || mtu < minMTU || mtu > maxMTU {

@@ -94,6 +94,8 @@ type State struct {
 	ingress  string
 	claims   map[owner][]claim
 	released map[string]bool
+	// present are the nodes that are not lost.
+	present map[string]*api.Node
 }
 
 // subnetPool is a prefix that is split into subnets.
@@ -110,6 +112,7 @@ func New(cluster *api.Cluster, networks iter.Seq[*api.Network], services iter.Se
 		ports:    make(map[api.PortConfig_Protocol]*pool),
 		networks: make(map[string]*network), byName: make(map[string]string),
 		claims: make(map[owner][]claim), released: make(map[string]bool),
+		present: make(map[string]*api.Node),
 	}
 	for protocol := range api.PortConfig_Protocol_name {
 		s.ports[api.PortConfig_Protocol(protocol)] = newPool(Ports, firstDynamic, lastDynam)

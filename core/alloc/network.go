@@ -245,7 +245,55 @@ func (s *State) network(n *api.Network) (*api.Network, *BlockedError) {
 	if err := s.networkVNIs(n); err != nil {
 		return nil, err
 	}
+	if model.Encrypted(n) {
+		if err := s.networkEncryption(n); err != nil {
+			return nil, err
+		}
+	}
 	return n, nil
+}
+
+// networkEncryption says how a network is encrypted, unless its creator did: by ESP where
+// every node that is not lost can do so, else by WireGuard. It stays so.
+func (s *State) networkEncryption(n *api.Network) *BlockedError {
+	options := n.GetDriverState().GetOptions()
+	how := options[model.EncryptionOption]
+	if how == "" {
+		how = model.ESP
+		for _, node := range s.present {
+			if !model.CanEncrypt(node, model.ESP) {
+				how = model.WireGuard
+			}
+		}
+		if len(s.present) == 0 {
+			how = model.WireGuard
+		}
+	}
+	options[model.EncryptionOption] = how
+	if how == model.ESP {
+		options[model.EncryptionPortOption] = strconv.Itoa(model.ESPPort)
+		return nil
+	}
+	taken := map[uint16]string{model.ESPPort: "networks encrypted by ESP"}
+	for id, other := range s.networks {
+		if _, port := model.Encryption(other.record); id != n.GetId() && port != 0 {
+			taken[port] = "network " + nameOf(other.record)
+		}
+	}
+	if text := options[model.EncryptionPortOption]; text != "" {
+		_, port := model.Encryption(n)
+		if by := taken[port]; by != "" || port == 0 {
+			return blocked(AnyNetwork, "network %s: UDP port %s is used by %s: remove that network, or create this one with another %s", nameOf(n), text, by, model.EncryptionPortOption)
+		}
+		return nil
+	}
+	for port := uint16(model.FirstWireGuardPort); port != 0; port++ {
+		if taken[port] == "" {
+			options[model.EncryptionPortOption] = strconv.Itoa(int(port))
+			return nil
+		}
+	}
+	return blocked(AnyNetwork, "network %s: no UDP port is left of %d to 65535: remove encrypted networks that are not used", nameOf(n), model.FirstWireGuardPort)
 }
 
 // networkSubnets completes the subnets of a network that is being allocated.

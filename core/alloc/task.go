@@ -52,6 +52,11 @@ func (s *State) setTask(id string, stored *api.Task) {
 
 // setNode notes the stored record of a node.
 func (s *State) setNode(id string, stored *api.Node) {
+	if stored == nil || stored.GetStatus().GetState() == api.NodeStatus_DOWN {
+		delete(s.present, id)
+	} else {
+		s.present[id] = stored
+	}
 	s.setClaims(owner{model.Nodes, id}, s.attachmentClaims(stored.GetAttachments()))
 }
 

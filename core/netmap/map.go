@@ -1,6 +1,7 @@
 package netmap
 
 import (
+	"bytes"
 	"iter"
 	"slices"
 
@@ -20,10 +21,11 @@ const (
 	Network
 	Endpoint
 	Service
+	Peer
 )
 
-// Key names one record. Network is set for Network and Endpoint, ID for Endpoint (the
-// task's) and Service.
+// Key names one record. Network is set for Network, Endpoint and Peer, ID for Endpoint (the
+// task's), Service, and Peer (the node's; without one all nodes of the network).
 type Key struct {
 	Kind        Kind
 	Network, ID string
@@ -79,6 +81,7 @@ type Map struct {
 	services map[string]*service
 	tasks    map[string]map[string]*skepv1.OverlayEndpoint // by task and network
 	port     uint32
+	secret   []byte // what preshared keys are derived from
 }
 
 // New returns the map of a stored state.
@@ -86,6 +89,7 @@ func New(v View) *Map {
 	m := &Map{
 		nodes: map[string]*node{}, networks: map[string]*network{}, services: map[string]*service{},
 		tasks: map[string]map[string]*skepv1.OverlayEndpoint{}, port: v.Cluster().GetVXLANUDPPort(),
+		secret: secretOf(v.Cluster()),
 	}
 	for n := range v.Networks() {
 		m.putNetwork(n)
@@ -128,13 +132,23 @@ func (m *Map) Apply(e model.Event) []Notice {
 }
 
 func (m *Map) putCluster(c *api.Cluster) []Notice {
-	if c == nil || c.GetVXLANUDPPort() == m.port {
+	if c == nil {
 		return nil
 	}
-	m.port = c.GetVXLANUDPPort()
 	var out []Notice
-	for id := range m.nodes {
-		out = append(out, Notice{id, Key{Kind: Local}})
+	if c.GetVXLANUDPPort() != m.port {
+		m.port = c.GetVXLANUDPPort()
+		for id := range m.nodes {
+			out = append(out, Notice{id, Key{Kind: Local}})
+		}
+	}
+	if secret := secretOf(c); !bytes.Equal(secret, m.secret) {
+		m.secret = secret
+		for id, n := range m.networks {
+			if n.record.GetEncrypted() {
+				out = append(out, m.toMembers(id, Key{Kind: Peer, Network: id})...)
+			}
+		}
 	}
 	return out
 }
@@ -238,6 +252,7 @@ func (m *Map) putNode(id string, stored *api.Node) []Notice {
 	if old == nil || !proto.Equal(localRecord(old, m.port), localRecord(stored, m.port)) {
 		out = append(out, Notice{id, Key{Kind: Local}})
 	}
+	out = append(out, m.peerChanged(id, old, stored)...)
 	was := &node{stored: old}
 	if old == nil || was.addr() != n.addr() || was.alive() != n.alive() || was.keepsSource() != n.keepsSource() {
 		for taskID, t := range n.tasks {
@@ -315,6 +330,7 @@ func (m *Map) setEndpoints(taskID string, want map[string]*skepv1.OverlayEndpoin
 			if n.members[e.GetNodeId()]--; n.members[e.GetNodeId()] == 0 {
 				delete(n.members, e.GetNodeId())
 				out = append(out, Notice{e.GetNodeId(), Key{Kind: Network, Network: id}})
+				out = append(out, m.toPeers(id, e.GetNodeId())...)
 			}
 			m.forget(id)
 		}
@@ -325,6 +341,7 @@ func (m *Map) setEndpoints(taskID string, want map[string]*skepv1.OverlayEndpoin
 		case known == nil:
 			if n.members[e.GetNodeId()]++; n.members[e.GetNodeId()] == 1 {
 				out = append(out, Notice{e.GetNodeId(), Key{Kind: Network, Network: id}})
+				out = append(out, m.toPeers(id, e.GetNodeId())...)
 			}
 		case proto.Equal(known, e):
 			continue

@@ -28,9 +28,8 @@ func meshSource(labels map[string]string) skepv1.MeshSource {
 
 // Keys of the driver options that matter to nodes.
 const (
-	vniOption       = "com.docker.network.driver.overlay.vxlanid_list"
-	mtuOption       = "com.docker.network.driver.mtu"
-	encryptedOption = "encrypted"
+	vniOption = "com.docker.network.driver.overlay.vxlanid_list"
+	mtuOption = "com.docker.network.driver.mtu"
 )
 
 // overlay reports whether a network spans nodes.
@@ -40,10 +39,11 @@ func overlay(n *api.Network) bool { return n.GetDriverState().GetName() == "over
 // identifiers of the driver state, in order.
 func networkRecord(n *api.Network) *skepv1.OverlayNetwork {
 	options := n.GetDriverState().GetOptions()
-	_, encrypted := options[encryptedOption]
+	how, port := model.Encryption(n)
 	r := &skepv1.OverlayNetwork{
 		Id: n.GetId(), Name: n.GetSpec().GetAnnotations().GetName(), Internal: n.GetSpec().GetInternal(),
-		Ingress: model.Ingress(n), Attachable: n.GetSpec().GetAttachable(), Encrypted: encrypted,
+		Ingress: model.Ingress(n), Attachable: n.GetSpec().GetAttachable(),
+		Encrypted: model.Encrypted(n), Encryption: how, EncryptionPort: uint32(port),
 	}
 	if mtu, err := strconv.ParseUint(options[mtuOption], 10, 16); err == nil {
 		r.Mtu = uint32(mtu)

@@ -12,11 +12,12 @@ import (
 type Told struct {
 	networks map[string]map[string]bool // with the tasks of the endpoints told
 	services map[string]bool
+	peers    map[string]map[string]bool // nodes told, by encrypted network
 }
 
 // Complete returns everything that a node must know, and what it then was told.
 func (m *Map) Complete(nodeID string) (*skepv1.NetworkUpdate, *Told) {
-	told := &Told{networks: map[string]map[string]bool{}, services: map[string]bool{}}
+	told := &Told{networks: map[string]map[string]bool{}, services: map[string]bool{}, peers: map[string]map[string]bool{}}
 	u := &skepv1.NetworkUpdate{Complete: true, Node: localRecord(m.node(nodeID).stored, m.port)}
 	if u.GetNode().GetId() == "" {
 		u.Node.Id = nodeID
@@ -29,14 +30,14 @@ func (m *Map) Complete(nodeID string) (*skepv1.NetworkUpdate, *Told) {
 	}
 	slices.Sort(ids)
 	for _, id := range ids {
-		m.tellNetwork(u, told, id)
+		m.tellNetwork(u, told, id, nodeID)
 	}
 	return u, told
 }
 
 // tellNetwork adds a network with everything in it. What the node was told while it was in
 // the network before, and is not there any more, is taken back.
-func (m *Map) tellNetwork(u *skepv1.NetworkUpdate, told *Told, id string) {
+func (m *Map) tellNetwork(u *skepv1.NetworkUpdate, told *Told, id, to string) {
 	n := m.networks[id]
 	u.Networks = append(u.Networks, n.record)
 	for _, taskID := range sortedKeys(told.networks[id]) {
@@ -50,6 +51,12 @@ func (m *Map) tellNetwork(u *skepv1.NetworkUpdate, told *Told, id string) {
 		tasks[taskID] = true
 		u.Endpoints = append(u.Endpoints, n.endpoints[taskID])
 	}
+	if n.record.GetEncrypted() {
+		if told.peers[id] == nil {
+			told.peers[id] = map[string]bool{}
+		}
+		m.tellPeer(u, told, Key{Kind: Peer, Network: id}, to)
+	}
 	for _, serviceID := range sortedKeys(n.services) {
 		m.tellService(u, told, serviceID)
 	}
@@ -62,7 +69,7 @@ func (m *Map) Update(nodeID string, told *Told, keys []Key) *skepv1.NetworkUpdat
 	slices.SortFunc(keys, func(a, b Key) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Network, b.Network), cmp.Compare(a.ID, b.ID))
 	})
-	fresh := map[string]bool{} // networks that this update tells whole
+	fresh, all := map[string]bool{}, map[string]bool{} // networks that this update tells whole, and all nodes of
 	for _, k := range slices.Compact(keys) {
 		switch k.Kind {
 		case Local:
@@ -73,9 +80,10 @@ func (m *Map) Update(nodeID string, told *Told, keys []Key) *skepv1.NetworkUpdat
 			switch {
 			case m.concerns(k.Network, nodeID):
 				fresh[k.Network] = true
-				m.tellNetwork(u, told, k.Network)
+				m.tellNetwork(u, told, k.Network, nodeID)
 			case told.networks[k.Network] != nil:
 				delete(told.networks, k.Network)
+				delete(told.peers, k.Network)
 				u.RemovedNetworks = append(u.RemovedNetworks, k.Network)
 			}
 		case Endpoint:
@@ -84,6 +92,11 @@ func (m *Map) Update(nodeID string, told *Told, keys []Key) *skepv1.NetworkUpdat
 			}
 		case Service:
 			m.tellService(u, told, k.ID)
+		case Peer:
+			if !fresh[k.Network] && !all[k.Network] {
+				m.tellPeer(u, told, k, nodeID)
+			}
+			all[k.Network] = all[k.Network] || k.ID == ""
 		}
 	}
 	if len(fresh)+len(u.GetRemovedNetworks()) > 0 {

@@ -20,6 +20,8 @@ type Forward struct {
 	Addr6 netip.Addr
 	// Node is where encapsulated packets go.
 	Node netip.Addr
+	// NodeID is the node's id.
+	NodeID string
 }
 
 // MAC returns the hardware address of the endpoint with an IPv4 address: 02:42 and the
@@ -97,7 +99,7 @@ func (s *State) forward(network string, a netip.Addr) (Forward, bool) {
 		return Forward{}, false
 	}
 	vni := VNI(n, a)
-	return Forward{Network: network, VNI: vni, Addr: a, Addr6: best.v6, Node: best.at}, vni != 0
+	return Forward{Network: network, VNI: vni, Addr: a, Addr6: best.v6, Node: best.at, NodeID: best.GetNodeId()}, vni != 0
 }
 
 // SetLocal records a sandbox of this node in a network and returns what must no longer be

@@ -32,6 +32,9 @@ type Plan struct {
 	Node bool
 	// Networks lists networks that changed or are gone.
 	Networks []string
+	// Encrypted lists encrypted networks whose nodes, or what is on them, changed. What is
+	// new there is due before Balance, what is gone goes with Unroute.
+	Encrypted []string
 }
 
 // End is one address in one network that nothing has any more.
@@ -56,6 +59,7 @@ func (s *State) Merge(u *skepv1.NetworkUpdate) Plan {
 		p.Networks = append(p.Networks, n.GetId())
 	}
 	p.Networks = append(p.Networks, inc.GetRemovedNetworks()...)
+	p.Encrypted = s.encrypted(inc)
 	return p
 }
 

@@ -29,6 +29,7 @@ type State struct {
 	networks  map[string]*skepv1.OverlayNetwork
 	services  map[string]*skepv1.BalancedService
 	endpoints map[Key]*endpoint
+	peers     map[string]map[string]*skepv1.NetworkPeer // by encrypted network and node
 
 	members   map[string]*members // by network
 	byService map[string]set[Key]
@@ -73,7 +74,7 @@ type Local struct {
 func NewState() *State {
 	return &State{
 		node: &skepv1.LocalNode{}, networks: map[string]*skepv1.OverlayNetwork{}, services: map[string]*skepv1.BalancedService{},
-		endpoints: map[Key]*endpoint{}, members: map[string]*members{}, byService: map[string]set[Key]{}, named: map[string]set[string]{},
+		endpoints: map[Key]*endpoint{}, peers: map[string]map[string]*skepv1.NetworkPeer{}, members: map[string]*members{}, byService: map[string]set[Key]{}, named: map[string]set[string]{},
 	}
 }
 
@@ -111,6 +112,11 @@ func (s *State) Snapshot() *skepv1.NetworkUpdate {
 	for _, id := range slices.Sorted(maps.Keys(s.services)) {
 		u.Services = append(u.Services, s.services[id])
 	}
+	for _, id := range slices.Sorted(maps.Keys(s.peers)) {
+		for _, node := range slices.Sorted(maps.Keys(s.peers[id])) {
+			u.Peers = append(u.Peers, s.peers[id][node])
+		}
+	}
 	return u
 }
 
@@ -140,6 +146,7 @@ func (s *State) Increment(u *skepv1.NetworkUpdate) *skepv1.NetworkUpdate {
 	}
 	out.RemovedServices = removed(s.services, listed, u.GetRemovedServices(), u.GetComplete())
 	s.incrementEndpoints(out, u)
+	s.incrementPeers(out, u)
 	return out
 }
 
@@ -228,6 +235,7 @@ func (s *State) merge(u *skepv1.NetworkUpdate) {
 	for _, e := range u.GetEndpoints() {
 		s.putEndpoint(e)
 	}
+	s.mergePeers(u)
 }
 
 func (s *State) dropService(id string) {

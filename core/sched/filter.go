@@ -34,6 +34,9 @@ func newPipeline(t *api.Task) pipeline {
 		{"Platform", plural("unsupported platform on %s"), platforms(t)},
 		{"HostPort", plural("host-mode port already in use on %s"), freePorts(t)},
 		{"MaxReplicas", func(int) string { return "max replicas per node limit exceed" }, maxReplicas(t)},
+		{"Encryption", func(n int) string {
+			return plural("cannot encrypt the network as it is (" + encryption(t) + ") on %s")(n)
+		}, encrypts(t)},
 		{"Volumes", plural("cannot fulfill requested CSI volume mounts on %s"), volumes(t)},
 	}
 	p := make(pipeline, 0, len(all))
@@ -248,6 +251,35 @@ func maxReplicas(t *api.Task) func(*node) bool {
 		return nil
 	}
 	return func(n *node) bool { return uint64(n.byService[t.GetServiceId()]) < most }
+}
+
+// encryption returns how a task's networks are encrypted, each way once.
+func encryption(t *api.Task) string {
+	var ways []string
+	for _, a := range t.GetNetworks() {
+		if n := a.GetNetwork(); model.Encrypted(n) {
+			how, _ := model.Encryption(n)
+			ways = append(ways, how)
+		}
+	}
+	slices.Sort(ways)
+	return strings.Join(slices.Compact(ways), ", ")
+}
+
+// encrypts refuses nodes that cannot encrypt one of a task's networks as it is encrypted:
+// Docker Engines among them, which do not tell how they can.
+func encrypts(t *api.Task) func(*node) bool {
+	if encryption(t) == "" && !slices.ContainsFunc(t.GetNetworks(), func(a *api.NetworkAttachment) bool { return model.Encrypted(a.GetNetwork()) }) {
+		return nil
+	}
+	return func(n *node) bool {
+		for _, a := range t.GetNetworks() {
+			if how, _ := model.Encryption(a.GetNetwork()); model.Encrypted(a.GetNetwork()) && !model.CanEncrypt(n.Node, how) {
+				return false
+			}
+		}
+		return true
+	}
 }
 
 // volumes refuses cluster volumes everywhere: no node can publish one yet.

@@ -234,6 +234,11 @@ func TestFilters(t *testing.T) {
 		"max replicas reached":        {node: same, there: []*api.Task{running(1), running(2)}, task: func(t *api.Task) { t.Spec.Placement.MaxReplicas = 2 }, want: "MaxReplicas"},
 		"max replicas, one leaving":   {node: same, there: []*api.Task{running(1), running(2, func(t *api.Task) { t.DesiredState = api.TaskState_SHUTDOWN })}, task: func(t *api.Task) { t.Spec.Placement.MaxReplicas = 2 }},
 		"cluster volume":              {node: same, task: mount(&api.Mount{Type: api.Mount_CLUSTER, Source: "v"}), want: "Volumes"},
+		"encryption, same way":        {node: encrypting("esp,wireguard"), task: func(t *api.Task) { t.Networks = encryptedBy("esp") }},
+		"encryption, in a process":    {node: encrypting("wireguard-userspace"), task: func(t *api.Task) { t.Networks = encryptedBy("wireguard") }},
+		"encryption, another way":     {node: encrypting("wireguard"), task: func(t *api.Task) { t.Networks = encryptedBy("esp") }, want: "Encryption"},
+		"encryption, a Docker Engine": {node: same, task: func(t *api.Task) { t.Networks = encryptedBy("wireguard") }, want: "Encryption"},
+		"encryption undecided":        {node: encrypting("wireguard"), task: func(t *api.Task) { t.Networks = encryptedBy("") }, want: "Encryption"},
 		"the first filter counts":     {node: func(n *api.Node) { n.Spec.Availability = api.NodeSpec_DRAIN }, task: constrain("node.id==other"), want: "Ready"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -247,6 +252,35 @@ func TestFilters(t *testing.T) {
 				t.Errorf("refused by %q, suitable %v, want refused by %q", got, suitable, c.want)
 			}
 		})
+	}
+}
+
+func encrypting(how string) func(*api.Node) {
+	return func(n *api.Node) { n.Description.Engine.Labels[model.EncryptionLabel] = how }
+}
+
+func encryptedBy(how string) []*api.NetworkAttachment {
+	n := &api.Network{Id: "net", DriverState: &api.Driver{Options: map[string]string{model.EncryptedOption: ""}}}
+	if how != "" {
+		n.DriverState.Options[model.EncryptionOption] = how
+	}
+	return []*api.NetworkAttachment{{Network: n}}
+}
+
+// TestRefusalNamesTheEncryption lets people see which way a node would have to know.
+func TestRefusalNamesTheEncryption(t *testing.T) {
+	c := newCluster()
+	c.put(testNode("n"))
+	c.put(testTask("web", 1, func(t *api.Task) { t.Networks = encryptedBy("esp") }))
+	c.schedule()
+	want := "no suitable node (cannot encrypt the network as it is (esp) on 1 node)"
+	if got := c.tasks["web.1"].GetStatus().GetErr(); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	c.put(testNode("n", encrypting("esp")))
+	c.schedule()
+	if got := c.tasks["web.1"].GetNodeId(); got != "n" {
+		t.Errorf("on node %q once it can", got)
 	}
 }
 

@@ -247,13 +247,15 @@ func cleanUp(ctx context.Context, i installed) error {
 	return removeFile(i.socket())
 }
 
-// helperOf reports whether a process is a containerd or shim that works below one of dirs.
+// helperOf reports whether a process is a containerd, shim or WireGuard device that works
+// below one of dirs.
 func helperOf(e process.Entry, dirs ...string) bool {
 	if len(e.Args) == 0 {
 		return false
 	}
 	name := filepath.Base(e.Args[0])
-	if name != "containerd" && !strings.HasPrefix(name, "containerd-shim") {
+	device := name == "skep" && len(e.Args) > 1 && e.Args[1] == WireGuardCommand
+	if name != "containerd" && !strings.HasPrefix(name, "containerd-shim") && !device {
 		return false
 	}
 	for _, arg := range e.Args[1:] {

@@ -22,7 +22,13 @@ type Env struct {
 	Version, Commit string
 	// Daemon runs a daemon until ctx ends.
 	Daemon func(ctx context.Context, cfg Daemon) error
+	// WireGuard runs a userspace WireGuard device, with the arguments that the daemon gives
+	// it, until ctx ends.
+	WireGuard func(ctx context.Context, args []string) error
 }
+
+// WireGuardCommand is the command by which the daemon starts userspace WireGuard.
+const WireGuardCommand = "wireguard"
 
 // ExitError ends the program with a code of its own and without a message.
 type ExitError struct{ Code int }
@@ -75,6 +81,10 @@ func New(env Env) *cobra.Command {
 	group("node", a.upCommand(), a.downCommand(), a.daemonCommand(), a.loadCommand(), a.devCommand())
 	group("swarm", a.statusCommand(), a.nodesCommand(), a.tokenCommand())
 	group("service", a.deployCommand(), a.lsCommand(), a.psCommand(), a.logsCommand(), a.scaleCommand(), a.secretCommand(), a.explainCommand(), a.rmCommand())
+	root.AddCommand(&cobra.Command{
+		Use: WireGuardCommand, Short: "Run the device of an encrypted network; the daemon starts it", Hidden: true, DisableFlagParsing: true,
+		RunE: func(c *cobra.Command, given []string) error { return a.WireGuard(c.Context(), given) },
+	})
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w: see `%s --help`", err, c.CommandPath())
 	})

@@ -52,12 +52,12 @@ func (d *Dataplane) apply(u *skepv1.NetworkUpdate) error {
 	if whole {
 		errs = append(errs, d.converge(&drift{repair: true}))
 	} else {
-		errs = append(errs, d.forward(p.Route, true), d.balance(p.Balance), d.updateMesh(p.Publish, p.Keep))
+		errs = append(errs, d.forward(p.Route, true), d.updateCrypts(p.Encrypted, false), d.balance(p.Balance), d.updateMesh(p.Publish, p.Keep))
 	}
 	d.names.merge(p.Update)
 	errs = append(errs, d.end(p.End))
 	if !whole {
-		errs = append(errs, d.forward(p.Unroute, false))
+		errs = append(errs, d.forward(p.Unroute, false), d.updateCrypts(p.Encrypted, true))
 	}
 	return errors.Join(errs...)
 }
@@ -159,11 +159,19 @@ func (d *Dataplane) converge(x *drift) error {
 			errs = append(errs, d.ensureNetwork(f, n, x))
 		}
 		errs = append(errs, d.syncForwards(f, needed, x))
-		for _, id := range sortedKeys(d.sandboxes) {
-			errs = append(errs, d.ensureSandbox(f, d.sandboxes[id], x))
-		}
 	}
-	errs = append(errs, d.ensureMesh(x))
+	// Once before the links of the containers, and once with them.
+	encrypted := d.cryptNeeded()
+	for _, n := range encrypted {
+		errs = append(errs, d.ensureCrypt(n, x))
+	}
+	for _, id := range sortedKeys(d.sandboxes) {
+		errs = append(errs, d.ensureSandbox(d.sandboxes[id], x))
+	}
+	for _, n := range encrypted {
+		errs = append(errs, d.ensureCrypt(n, x))
+	}
+	errs = append(errs, d.tidyCrypts(x), d.ensureMesh(x))
 	if len(needed) > 0 {
 		errs = append(errs, d.tidySwitch(x))
 	} else if d.fabric != nil && x.repair {

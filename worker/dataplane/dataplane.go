@@ -37,6 +37,7 @@ import (
 	"github.com/skep-dev/skep/core/netplan"
 	"github.com/skep-dev/skep/platform/disk"
 	"github.com/skep-dev/skep/worker/runtime"
+	"github.com/skep-dev/skep/worker/wireguard"
 )
 
 // checkEvery is how often the kernel is compared with what should be there.
@@ -53,6 +54,9 @@ type Config struct {
 	Log     *slog.Logger
 	// Registerer takes the metrics; nil keeps them to the Dataplane.
 	Registerer prometheus.Registerer
+	// WireGuard is the program, with its first arguments, that runs a userspace WireGuard
+	// device (wireguard.ServeArgs); empty for a node without.
+	WireGuard []string
 }
 
 // Dataplane implements runtime.Network, and makes the kernel match the swarm's networks.
@@ -65,7 +69,10 @@ type Dataplane struct {
 	names   *directory
 	// keepsSource is set when the kernel can answer clients by their own addresses.
 	keepsSource bool
-	forwards    chan struct{} // holds a token for each question that waits for another resolver
+	// encryption is how this node can encrypt, private the key by which it does.
+	encryption []string
+	private    wireguard.Key
+	forwards   chan struct{} // holds a token for each question that waits for another resolver
 
 	mu        sync.Mutex
 	state     state
@@ -75,6 +82,7 @@ type Dataplane struct {
 	journal   *journal
 	sandboxes map[string]*sandbox // those on overlay networks, by container id
 	fabric    *fabric             // nil until there is an overlay network
+	crypts    map[string]*crypt   // open encrypted networks, by id
 	local     watched
 	mesh      mesh
 	ready     bool // the local bridge was found or made
@@ -112,7 +120,7 @@ func New(cfg Config) (*Dataplane, error) {
 	d := &Dataplane{
 		cfg: cfg, bridge: cfg.Bridge, names: newDirectory(), forwards: make(chan struct{}, maxForwards),
 		reserved: map[string][]*reservation{}, want: netplan.NewState(), changed: make(chan struct{}),
-		journal: newJournal(cfg.ExecDir), sandboxes: map[string]*sandbox{},
+		journal: newJournal(cfg.ExecDir), sandboxes: map[string]*sandbox{}, crypts: map[string]*crypt{},
 	}
 	if d.bridge == "" {
 		sum := sha256.Sum256([]byte(cfg.Dir))
@@ -144,11 +152,20 @@ func New(cfg Config) (*Dataplane, error) {
 	return d, nil
 }
 
+// Labels returns the engine labels that tell managers what this node's network can do.
+func (d *Dataplane) Labels() []string {
+	var out []string
+	if d.keepsSource {
+		out = append(out, model.MeshSourceLabel+"="+model.MeshSourceKeep)
+	}
+	return append(out, d.cryptLabels()...)
+}
+
 // recover takes over what a former process left.
 func (d *Dataplane) recover() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.load(); err != nil {
+	if err := errors.Join(d.load(), d.recoverKey()); err != nil {
 		return err
 	}
 	switch {
@@ -213,6 +230,10 @@ func (d *Dataplane) Close() error {
 	if d.fabric != nil {
 		d.fabric.close()
 		d.fabric = nil
+	}
+	for id, c := range d.crypts {
+		c.close()
+		delete(d.crypts, id)
 	}
 	d.host.Close()
 	return d.hostNS.Close()
@@ -469,8 +490,16 @@ func (d *Dataplane) drop(containerID string) error {
 // networks without containers go away. Callers hold mu.
 func (d *Dataplane) leave(id string, l lease) error {
 	moved := d.setLocals(id, l, false)
+	x := &drift{repair: true}
+	var errs []error
+	for _, o := range l.Overlays {
+		if n, c := d.want.Network(o.NetworkID), d.crypts[o.NetworkID]; n != nil && c != nil {
+			errs = append(errs, d.ensureCrypt(n, x))
+		}
+	}
+	errs = append(errs, d.tidyCrypts(x))
 	if d.fabric == nil {
-		return nil
+		return errors.Join(errs...)
 	}
 	var entries []netplan.Entry
 	for _, f := range moved {
@@ -478,7 +507,7 @@ func (d *Dataplane) leave(id string, l lease) error {
 			entries = append(entries, f.Entries()...)
 		}
 	}
-	return errors.Join(program(d.fabric.ns, d.fabric.links, entries, true), d.tidySwitch(&drift{repair: true}))
+	return errors.Join(append(errs, program(d.fabric.ns, d.fabric.links, entries, true), d.tidySwitch(x))...)
 }
 
 // tidySwitch removes the networks that no container of this node is on, and the switch
@@ -559,7 +588,7 @@ func (d *Dataplane) Destroy(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.want = netplan.NewState()
-	return errors.Join(err, d.removeMesh(&drift{repair: true}), d.closeSwitch(), d.journal.remove(),
+	return errors.Join(err, d.removeMesh(&drift{repair: true}), d.closeSwitch(), d.tidyCrypts(&drift{repair: true}), d.journal.remove(),
 		d.localRules().remove(d.hostNS), d.removeBridge())
 }
 

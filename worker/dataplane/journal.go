@@ -70,7 +70,7 @@ func (j *journal) add(u *skepv1.NetworkUpdate, s *netplan.State) error {
 }
 
 func encodeRecord(u *skepv1.NetworkUpdate) ([]byte, error) {
-	body, err := proto.Marshal(u)
+	body, err := proto.Marshal(netplan.WithoutKeys(u))
 	if err != nil {
 		return nil, fmt.Errorf("encode network state: %w", err)
 	}

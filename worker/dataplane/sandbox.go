@@ -59,8 +59,8 @@ func (d *Dataplane) awaitNetworks(ctx context.Context, overlays []runtime.Overla
 			switch {
 			case n == nil:
 				missing = o.Name
-			case n.GetEncrypted():
-				refused = model.Errorf(model.Unimplemented, "network %s is encrypted, which this node cannot do yet", o.Name)
+			case n.GetEncrypted() && d.refuseCrypt(n) != nil:
+				refused = d.refuseCrypt(n)
 			case netplan.VNI(n, o.Address.Addr()) == 0:
 				refused = model.Errorf(model.Invalid, "address %s is in no subnet of network %s", o.Address, o.Name)
 			}
@@ -79,23 +79,32 @@ func (d *Dataplane) awaitNetworks(ctx context.Context, overlays []runtime.Overla
 
 // addOverlays connects a container to its networks. Callers hold mu and have saved the lease.
 func (d *Dataplane) addOverlays(id string, l lease) error {
-	f, err := d.openSwitch()
-	if err != nil {
-		return err
-	}
 	x := &drift{repair: true}
 	d.setLocals(id, l, true)
-	var networks []*skepv1.OverlayNetwork
+	var plain, encrypted []*skepv1.OverlayNetwork
 	for _, o := range l.Overlays {
 		n := d.want.Network(o.NetworkID)
-		networks = append(networks, n)
+		if n.GetEncrypted() {
+			encrypted = append(encrypted, n)
+			if err := d.ensureCrypt(n, x); err != nil {
+				return err
+			}
+			continue
+		}
+		f, err := d.openSwitch()
+		if err != nil {
+			return err
+		}
+		plain = append(plain, n)
 		if err := d.ensureNetwork(f, n, x); err != nil {
 			return err
 		}
 	}
 	// A network's first sandbox brings all its entries; another one only takes away its own.
-	if err := d.syncForwards(f, networks, x); err != nil {
-		return err
+	if len(plain) > 0 {
+		if err := d.syncForwards(d.fabric, plain, x); err != nil {
+			return err
+		}
 	}
 	s := d.sandboxes[id]
 	if s == nil {
@@ -103,7 +112,11 @@ func (d *Dataplane) addOverlays(id string, l lease) error {
 		d.sandboxes[id] = s
 	}
 	s.lease = l
-	return d.ensureSandbox(f, s, x)
+	errs := []error{d.ensureSandbox(s, x)}
+	for _, n := range encrypted { // now that its link is there
+		errs = append(errs, d.ensureCrypt(n, x))
+	}
+	return errors.Join(errs...)
 }
 
 // openSwitch returns the open switch namespace. Callers hold mu.
@@ -147,7 +160,7 @@ func ownNames(id string, l lease, o runtime.OverlayRequest) []string {
 }
 
 // ensureSandbox makes or mends links, rules and resolver of a container. Callers hold mu.
-func (d *Dataplane) ensureSandbox(f *fabric, s *sandbox, x *drift) error {
+func (d *Dataplane) ensureSandbox(s *sandbox, x *drift) error {
 	path := d.netns(s.id)
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
@@ -171,7 +184,10 @@ func (d *Dataplane) ensureSandbox(f *fabric, s *sandbox, x *drift) error {
 			continue // removed while in use: the container keeps what it has
 		}
 		p := port{sandbox: s, overlay: o, name: s.interfaceOf(o.NetworkID), vni: netplan.VNI(n, o.Address.Addr()), mtu: mtuOf(n, underlay)}
-		if err := p.ensure(f, ns, h, x); err != nil {
+		if n.GetEncrypted() {
+			p.mtu = mtuOf(n, underlay-wireguardExtra)
+		}
+		if err := p.ensure(d.fabricOf(n), ns, h, x); err != nil {
 			errs = append(errs, fmt.Errorf("connect to network %s: %w", n.GetName(), err))
 		}
 		balances = append(balances, d.want.Balances(o.NetworkID)...)
@@ -214,6 +230,9 @@ type port struct {
 
 // ensure makes or mends both ends of the link.
 func (p *port) ensure(f *fabric, ns netns.NsHandle, h *netlink.Handle, x *drift) error {
+	if f == nil {
+		return nil // it could not be opened, which was said
+	}
 	bridge, ok := f.links[p.vni]
 	if !ok {
 		return nil // the missing bridge was named already
@@ -249,7 +268,10 @@ func (p *port) ensure(f *fabric, ns netns.NsHandle, h *netlink.Handle, x *drift)
 			return fmt.Errorf("raise %s: %w", outer, err)
 		}
 	}
-	return p.address(ns, h, eth, x, what)
+	if err := p.address(ns, h, eth, f.routed, x, what); err != nil || !f.routed || !x.repair {
+		return err
+	}
+	return p.ensureRouted(f, h, link, eth)
 }
 
 // make adds the pair of links; stale is an end whose other end is gone.
@@ -261,6 +283,9 @@ func (p *port) make(f *fabric, ns netns.NsHandle, bridge int, stale netlink.Link
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.Flags = portName(p.id, p.overlay.NetworkID), p.mtu, bridge, net.FlagUp
+	if f.routed {
+		attrs.MasterIndex, attrs.HardwareAddr = 0, router()
+	}
 	mac := netplan.MAC(p.overlay.Address.Addr())
 	if err := f.h.LinkAdd(&netlink.Veth{
 		LinkAttrs: attrs, PeerName: p.name, PeerHardwareAddr: mac[:], PeerNamespace: netlink.NsFd(int(ns)), PeerMTU: uint32(p.mtu),
@@ -275,7 +300,7 @@ func (p *port) make(f *fabric, ns netns.NsHandle, bridge int, stale netlink.Link
 }
 
 // address gives the container's end its addresses and raises it.
-func (p *port) address(ns netns.NsHandle, h *netlink.Handle, eth netlink.Link, x *drift, what string) error {
+func (p *port) address(ns netns.NsHandle, h *netlink.Handle, eth netlink.Link, routed bool, x *drift, what string) error {
 	have, err := h.AddrList(eth, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", p.name, err)
@@ -291,6 +316,9 @@ func (p *port) address(ns netns.NsHandle, h *netlink.Handle, eth netlink.Link, x
 		flags := 0
 		if want.Addr().Is6() {
 			flags = unix.IFA_F_NODAD // the swarm gave it to nobody else
+			if routed {
+				flags |= unix.IFA_F_NOPREFIXROUTE
+			}
 			if err := within(ns, func() error { return sysctl("net/ipv6/conf/"+p.name+"/disable_ipv6", "0") }); err != nil {
 				return err
 			}

@@ -15,7 +15,6 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/netplan"
 )
 
@@ -220,14 +219,6 @@ func (d *Dataplane) ensureSource(ns netns.NsHandle, h *netlink.Handle, s *sandbo
 		return s.answers.ensure(ns, h, x, fmt.Sprintf("container %.12s, clients' addresses", s.id))
 	}
 	return nil
-}
-
-// Labels returns the engine labels that tell managers what this node's kernel can do.
-func (d *Dataplane) Labels() []string {
-	if !d.keepsSource {
-		return nil
-	}
-	return []string{model.MeshSourceLabel + "=" + model.MeshSourceKeep}
 }
 
 // probeSource tries the rules out in a namespace of their own.

@@ -42,6 +42,8 @@ type fabric struct {
 	h  *netlink.Handle
 	// links of the segments that are there, by VNI.
 	links map[uint32]segmentLinks
+	// routed is set where containers' links are no ports of a bridge.
+	routed bool
 }
 
 // openFabric makes the switch namespace unless it is there. Callers hold mu and close it.
@@ -286,7 +288,7 @@ func (f *fabric) keepOnly(vnis map[uint32]bool, x *drift) error {
 }
 
 // needed returns the networks that this node takes part in now, sorted: those of its
-// sandboxes, and the ingress network. Encrypted ones are never served in clear.
+// sandboxes, and the ingress network. Encrypted ones are not among them (cryptNeeded).
 func (d *Dataplane) needed() []*skepv1.OverlayNetwork {
 	var out []*skepv1.OverlayNetwork
 	used := map[string]bool{}

@@ -1,0 +1,117 @@
+package netmap
+
+import (
+	"crypto/hkdf"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/model"
+)
+
+// overlayKeys is the subsystem of the cluster's keys for overlay traffic.
+const overlayKeys = "networking:ipsec"
+
+// secretOf returns the cluster's newest key for overlay traffic, nil without one.
+func secretOf(c *api.Cluster) []byte {
+	var newest *api.EncryptionKey
+	for _, k := range c.GetNetworkBootstrapKeys() {
+		if k.GetSubsystem() == overlayKeys && (newest == nil || k.GetLamportTime() > newest.GetLamportTime()) {
+			newest = k
+		}
+	}
+	return newest.GetKey()
+}
+
+// toPeers tells all members of an encrypted network about one of its nodes.
+func (m *Map) toPeers(networkID, nodeID string) []Notice {
+	if !m.networks[networkID].record.GetEncrypted() {
+		return nil
+	}
+	return m.toMembers(networkID, Key{Kind: Peer, Network: networkID, ID: nodeID})
+}
+
+// peerChanged says who must hear that a node has another key or address.
+func (m *Map) peerChanged(id string, old, now *api.Node) []Notice {
+	if dataAddr(old) == dataAddr(now) && publicKey(old) == publicKey(now) {
+		return nil
+	}
+	var out []Notice
+	for networkID, n := range m.networks {
+		if n.members[id] > 0 {
+			out = append(out, m.toPeers(networkID, id)...)
+		}
+	}
+	return out
+}
+
+func publicKey(n *api.Node) string {
+	return n.GetDescription().GetEngine().GetLabels()[model.WireGuardKeyLabel]
+}
+
+// peerRecord is what one node of an encrypted network must know of another.
+func (m *Map) peerRecord(networkID, nodeID, to string) *skepv1.NetworkPeer {
+	n := m.nodes[nodeID]
+	if n == nil {
+		n = new(node)
+	}
+	key, err := hex.DecodeString(publicKey(n.stored))
+	if err != nil {
+		key = nil
+	}
+	return &skepv1.NetworkPeer{
+		Key: &skepv1.PeerKey{NetworkId: networkID, NodeId: nodeID}, Addr: n.addr(), PublicKey: key,
+		PresharedKey: presharedKey(m.secret, networkID, nodeID, to),
+	}
+}
+
+// presharedKey derives what two nodes of a network share: nobody else can, without the
+// cluster's secret, and it tells nothing of what other nodes share.
+func presharedKey(secret []byte, networkID, a, b string) []byte {
+	if len(secret) == 0 {
+		return nil
+	}
+	if b < a {
+		a, b = b, a
+	}
+	key, err := hkdf.Key(sha256.New, secret, nil, fmt.Sprintf("skep overlay %q %q %q", networkID, a, b), sha256.Size)
+	if err != nil {
+		panic(fmt.Sprintf("netmap: derive key: %v", err)) // lengths are constant
+	}
+	return key
+}
+
+// tellPeer adds one node of an encrypted network, or that it is there no more; with an
+// empty id all nodes.
+func (m *Map) tellPeer(u *skepv1.NetworkUpdate, told *Told, k Key, to string) {
+	known, n := told.peers[k.Network], m.networks[k.Network]
+	if known == nil || n == nil {
+		return // not in this network, or it is not encrypted
+	}
+	members := n.members
+	if k.ID == "" {
+		for _, id := range sortedKeys(known) {
+			if members[id] == 0 {
+				m.tellPeer(u, told, Key{Kind: Peer, Network: k.Network, ID: id}, to)
+			}
+		}
+		for _, id := range sortedKeys(members) {
+			m.tellPeer(u, told, Key{Kind: Peer, Network: k.Network, ID: id}, to)
+		}
+		return
+	}
+	if k.ID == to {
+		return
+	}
+	if members[k.ID] == 0 {
+		if known[k.ID] {
+			delete(known, k.ID)
+			u.RemovedPeers = append(u.RemovedPeers, &skepv1.PeerKey{NetworkId: k.Network, NodeId: k.ID})
+		}
+		return
+	}
+	known[k.ID] = true
+	u.Peers = append(u.Peers, m.peerRecord(k.Network, k.ID, to))
+}
