@@ -10,7 +10,12 @@ require (
 	google.golang.org/protobuf v1.36.12
 )
 
-require github.com/miekg/dns v1.1.73
+require (
+	filippo.io/age v1.3.2
+	github.com/miekg/dns v1.1.73
+)
+
+require filippo.io/hpke v0.4.0 // indirect
 
 require (
 	golang.zx2c4.com/wintun v0.0.0-20230126152724-0fa3db229ce2 // indirect

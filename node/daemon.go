@@ -66,7 +66,7 @@ func Run(ctx context.Context, cfg Config) error {
 	facts := &daemonFacts{cfg: &cfg, id: id}
 	endpoints := local.New(local.Config{Engine: cfg.Engine, Log: cfg.Log, DaemonID: id, DaemonName: cfg.Hostname})
 	front := dockerapi.New(dockerapi.Config{
-		Daemon: facts, Swarm: swarm, Manager: swarm, Local: endpoints, Log: cfg.Log, Registerer: cfg.Registry,
+		Daemon: facts, Swarm: swarm, Manager: swarm, Backups: swarm, Local: endpoints, Log: cfg.Log, Registerer: cfg.Registry,
 	})
 	front.Register(endpoints.Register)
 	group.Go(func() error { return endpoints.Run(ctx) })

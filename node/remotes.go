@@ -2,6 +2,9 @@ package node
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"math"
 	"math/rand/v2"
@@ -52,6 +55,14 @@ func openRemotes(dir string, log *slog.Logger) *remotes {
 		r.weights[k] = 0
 	}
 	return r
+}
+
+// forgetRemotes deletes the managers of a swarm directory.
+func forgetRemotes(dir string) error {
+	if err := os.Remove(filepath.Join(dir, "state.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget managers: %w", err)
+	}
+	return nil
 }
 
 // add makes a manager known.

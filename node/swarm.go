@@ -35,6 +35,8 @@ const (
 	// unlockTimeout bounds the same for unlock.
 	unlockTimeout = 5 * time.Second
 	taskLabel     = "com.docker.swarm.task"
+	// defaultListen is what Docker's client sends when nobody says otherwise.
+	defaultListen = "0.0.0.0:2377"
 )
 
 // membership is this daemon's relation to swarms: in none, or in one by a member. It
@@ -171,7 +173,7 @@ func (s *membership) Init(ctx context.Context, req swarm.InitRequest) (string, e
 	}
 	defer end()
 	if req.ForceNewCluster {
-		return s.forceNewCluster(ctx)
+		return s.forceNewCluster(ctx, req)
 	}
 	if s.Status().LocalNodeState != swarm.LocalNodeStateInactive {
 		return "", errInSwarm()
@@ -229,19 +231,28 @@ func (s *membership) Init(ctx context.Context, req swarm.InitRequest) (string, e
 	return m.creds.NodeID(), nil
 }
 
-// forceNewCluster continues this manager's state as the only manager.
-func (s *membership) forceNewCluster(ctx context.Context) (string, error) {
+// forceNewCluster continues this manager's state as the only manager. Addresses that the
+// request names replace those of before, which may be why the quorum was lost.
+func (s *membership) forceNewCluster(ctx context.Context, req swarm.InitRequest) (string, error) {
 	old := s.current()
 	if old == nil || old.creds.Role() != pki.ManagerRole {
 		state := s.Status().LocalNodeState
 		return "", dockerapi.NotManager(state, true, "")
 	}
+	saved, err := s.movedAddresses(req, old.saved)
+	if err != nil {
+		return "", err
+	}
 	s.stop()
+	// The other managers are none any more.
+	if err := errors.Join(saved.save(s.dir), forgetRemotes(s.dir)); err != nil {
+		return "", err
+	}
 	id, err := s.keys.Reload()
 	if err != nil {
 		return "", err
 	}
-	m, err := newMember(s.cfg, s.dir, old.saved, s.keys, id)
+	m, err := newMember(s.cfg, s.dir, saved, s.keys, id)
 	if err != nil {
 		return "", err
 	}
@@ -250,6 +261,30 @@ func (s *membership) forceNewCluster(ctx context.Context) (string, error) {
 	wait, cancel := context.WithTimeout(ctx, activateTimeout)
 	defer cancel()
 	return m.creds.NodeID(), s.active(wait, m)
+}
+
+// movedAddresses returns a node's addresses with those that a request names in the place of
+// what it had.
+func (s *membership) movedAddresses(req swarm.InitRequest, had savedState) (savedState, error) {
+	listen, advertise, dataPath := req.ListenAddr, req.AdvertiseAddr, req.DataPathAddr
+	if (listen == "" || listen == defaultListen) && advertise == "" && dataPath == "" {
+		return had, nil
+	}
+	if listen == "" || listen == defaultListen {
+		listen = had.ListenAddr
+	}
+	if advertise == "" {
+		advertise = had.AdvertiseAddr
+	}
+	if dataPath == "" {
+		dataPath = had.DataPathAddr
+	}
+	moved, err := s.addresses(listen, advertise, dataPath)
+	if err != nil {
+		return savedState{}, err
+	}
+	had.LocalAddr, had.ListenAddr, had.AdvertiseAddr, had.DataPathAddr = moved.LocalAddr, moved.ListenAddr, moved.AdvertiseAddr, moved.DataPathAddr
+	return had, nil
 }
 
 // active returns when the member takes part in its swarm: a manager of a swarm with a
@@ -297,7 +332,7 @@ func (s *membership) addresses(listen, advertise, dataPath string) (savedState, 
 	if advertise == "" {
 		advertise = s.cfg.AdvertiseAddr
 	}
-	if s.cfg.ListenAddr != "" && listen == "0.0.0.0:2377" {
+	if s.cfg.ListenAddr != "" && listen == defaultListen {
 		listen = s.cfg.ListenAddr // the client's default gives way to the daemon's setting
 	}
 	l, err := resolveListen(links, listen)
@@ -381,7 +416,7 @@ func (s *membership) Join(ctx context.Context, req swarm.JoinRequest) error {
 func (s *membership) joinAddresses(req swarm.JoinRequest, remote string) (savedState, error) {
 	listen := req.ListenAddr
 	if listen == "" {
-		listen = "0.0.0.0:2377"
+		listen = defaultListen
 	}
 	advertise := req.AdvertiseAddr
 	if advertise == "" && s.cfg.AdvertiseAddr == "" {

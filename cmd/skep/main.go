@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/skep-dev/skep/edge/cli"
+	"github.com/skep-dev/skep/node"
 	"github.com/skep-dev/skep/worker/wireguard"
 )
 
@@ -36,7 +37,7 @@ func run() int {
 		In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
 		Getenv: os.Getenv, Environ: os.Environ, Executable: executable,
 		Version: version, Commit: commit,
-		Daemon: runDaemon, WireGuard: wireguard.ServeArgs,
+		Daemon: runDaemon, WireGuard: wireguard.ServeArgs, Examine: node.Examine,
 	})
 	root.SetArgs(os.Args[1:])
 	command, err := root.ExecuteContextC(ctx)

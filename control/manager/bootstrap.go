@@ -61,9 +61,11 @@ func (m *Manager) bootstrap(ctx context.Context) error {
 	return err
 }
 
-// found creates the cluster and its first node.
+// found creates the cluster and its first node. Of a state that was restored it makes only
+// the node.
 func (m *Manager) found(tx *store.Tx) error {
-	if tx.Snapshot().Cluster() == nil {
+	restored := tx.Snapshot().Cluster() != nil
+	if !restored {
 		if err := tx.Create(m.boot.cluster()); err != nil {
 			return err
 		}
@@ -84,7 +86,7 @@ func (m *Manager) found(tx *store.Tx) error {
 	}); err != nil {
 		return err
 	}
-	if tx.Snapshot().IDByName(model.Networks, "ingress") != "" {
+	if restored || tx.Snapshot().IDByName(model.Networks, "ingress") != "" {
 		return nil
 	}
 	return tx.Create(&api.Network{Id: m.newID(), Spec: &api.NetworkSpec{

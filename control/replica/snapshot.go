@@ -161,16 +161,19 @@ func (m *member) restore(s *raftpb.Snapshot) error {
 }
 
 func encodeState(state *store.Snapshot, ros *roster) ([]byte, error) {
-	membership := new(api.ClusterSnapshot)
-	for _, id := range ros.ids() {
-		membership.Members = append(membership.Members, ros.members[id])
-	}
-	membership.Removed = ros.removedIDs()
-	data, err := proto.Marshal(&api.Snapshot{Version: api.Snapshot_V0, Membership: membership, Store: store.Encode(state)})
+	data, err := proto.Marshal(&api.Snapshot{Version: api.Snapshot_V0, Membership: membershipOf(ros), Store: store.Encode(state)})
 	if err != nil {
 		return nil, fmt.Errorf("encode snapshot: %w", err)
 	}
 	return data, nil
+}
+
+func membershipOf(ros *roster) *api.ClusterSnapshot {
+	membership := &api.ClusterSnapshot{Removed: ros.removedIDs()}
+	for _, id := range ros.ids() {
+		membership.Members = append(membership.Members, ros.members[id])
+	}
+	return membership
 }
 
 func decodeState(data []byte, index uint64) (*store.Snapshot, *api.ClusterSnapshot, error) {

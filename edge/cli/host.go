@@ -108,41 +108,56 @@ func get(ctx context.Context, c *client.Client, path string, query url.Values) (
 
 // call calls one of Skep's own endpoints, with a body that may be nil.
 func call(ctx context.Context, c *client.Client, method, path string, query url.Values, body any) ([]byte, error) {
+	var content io.Reader = http.NoBody
+	contentType := ""
+	if body != nil {
+		data, err := json.Marshal(body)
+		if err != nil {
+			return nil, fmt.Errorf("call %s: %w", path, err)
+		}
+		content, contentType = bytes.NewReader(data), "application/json"
+	}
+	answer, err := open(ctx, c, method, path, query, contentType, content)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Close() //nolint:errcheck // read to the end below
+	data, err := io.ReadAll(io.LimitReader(answer, 64<<20))
+	if err != nil {
+		return nil, fmt.Errorf("call %s: %w", path, err)
+	}
+	return data, nil
+}
+
+// open calls one of Skep's own endpoints and returns its answer, which the caller closes.
+func open(ctx context.Context, c *client.Client, method, path string, query url.Values, contentType string, body io.Reader) (io.ReadCloser, error) {
 	dialer := c.Dialer()
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer(ctx) },
 	}
 	u := url.URL{Scheme: "http", Host: "skep", Path: path, RawQuery: query.Encode()}
-	var content io.Reader = http.NoBody
-	if body != nil {
-		data, err := json.Marshal(body)
-		if err != nil {
-			return nil, fmt.Errorf("call %s: %w", path, err)
-		}
-		content = bytes.NewReader(data)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), content)
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
 	if err != nil {
 		return nil, fmt.Errorf("call %s: %w", path, err)
 	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
 	}
 	resp, err := (&http.Client{Transport: transport}).Do(req)
 	if err != nil {
 		return nil, unreachable(c, err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to the end below
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+	if resp.StatusCode == http.StatusOK {
+		return resp.Body, nil
+	}
+	defer resp.Body.Close() //nolint:errcheck // read as far as it matters
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil {
 		return nil, fmt.Errorf("call %s: %w", path, err)
 	}
-	if resp.StatusCode == http.StatusOK {
-		return answer, nil
-	}
 	var message struct{ Message string }
-	known := json.Unmarshal(answer, &message) == nil && message.Message != ""
+	known := json.Unmarshal(text, &message) == nil && message.Message != ""
 	if known && message.Message != "page not found" {
 		return nil, errors.New(message.Message)
 	}

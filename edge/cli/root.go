@@ -7,6 +7,8 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+
+	"github.com/skep-dev/skep/core/rescue"
 )
 
 // Env is what the commands need of the process that runs them.
@@ -25,6 +27,9 @@ type Env struct {
 	// WireGuard runs a userspace WireGuard device, with the arguments that the daemon gives
 	// it, until ctx ends.
 	WireGuard func(ctx context.Context, args []string) error
+	// Examine looks at a data root without changing it. unlockKey opens a locked one and
+	// may be empty.
+	Examine func(dir, unlockKey string) (rescue.Facts, error)
 }
 
 // WireGuardCommand is the command by which the daemon starts userspace WireGuard.
@@ -78,8 +83,8 @@ func New(env Env) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	group("node", a.upCommand(), a.downCommand(), a.daemonCommand(), a.loadCommand(), a.devCommand())
-	group("swarm", a.statusCommand(), a.nodesCommand(), a.tokenCommand())
+	group("node", a.upCommand(), a.downCommand(), a.daemonCommand(), a.loadCommand(), a.recoverCommand(), a.devCommand())
+	group("swarm", a.statusCommand(), a.nodesCommand(), a.tokenCommand(), a.backupCommand())
 	group("service", a.deployCommand(), a.lsCommand(), a.psCommand(), a.logsCommand(), a.scaleCommand(), a.secretCommand(), a.explainCommand(), a.rmCommand())
 	root.AddCommand(&cobra.Command{
 		Use: WireGuardCommand, Short: "Run the device of an encrypted network; the daemon starts it", Hidden: true, DisableFlagParsing: true,

@@ -27,6 +27,8 @@ type Config struct {
 	Manager Manager
 	// Local may be nil: then there is nothing to tell of containers and images.
 	Local Local
+	// Backups may be nil: then the endpoints for them refuse.
+	Backups Backups
 	// Experimental is told to clients.
 	Experimental bool
 	Log          *slog.Logger
@@ -65,6 +67,7 @@ func New(config Config) *API {
 	a.routeRotation()
 	a.routeNetworks()
 	a.routeInsight()
+	a.routeBackups()
 	return a
 }
 
