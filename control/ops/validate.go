@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/lifecycle"
 	"github.com/skep-dev/skep/core/model"
 )
 
@@ -102,7 +103,10 @@ func validateContainer(c *api.ContainerSpec) error {
 	if err := validateHealth(c.GetHealthcheck()); err != nil {
 		return err
 	}
-	return validateTemplates(c)
+	if err := lifecycle.CheckTemplates(c); err != nil {
+		return invalid("%v", err)
+	}
+	return nil
 }
 
 func validateHealth(h *api.HealthConfig) error {

@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"text/template"
@@ -44,10 +45,6 @@ func (l *limited) Write(p []byte) (int, error) {
 	return l.Builder.Write(p)
 }
 
-func expand(text string, data templateData) (string, error) {
-	return expandWith(text, data, nil)
-}
-
 // parseTemplate reads a template that may call more functions than the common ones.
 func parseTemplate(text string, more template.FuncMap) (*template.Template, error) {
 	t, err := template.New("expansion").Option("missingkey=error").Funcs(template.FuncMap{
@@ -72,6 +69,10 @@ func expandWith(text string, data templateData, more template.FuncMap) (string, 
 	if err != nil {
 		return "", err
 	}
+	return execute(t, data)
+}
+
+func execute(t *template.Template, data templateData) (string, error) {
 	var out limited
 	if err := t.Execute(&out, data); err != nil {
 		return "", err
@@ -123,39 +124,70 @@ func Expand(task *api.Task, node TemplateNode) (*api.ContainerSpec, error) {
 	if spec == nil {
 		return nil, fmt.Errorf("task %s has no container spec", task.GetId())
 	}
+	err := eachTemplate(spec, func(text string) (string, error) { return expandWith(text, data, nil) })
+	if err != nil {
+		return nil, err
+	}
+	return spec, nil
+}
+
+// CheckTemplates tries the templates in a container spec, with empty values: it finds syntax
+// errors and unknown fields when a service is created, instead of on every node.
+func CheckTemplates(spec *api.ContainerSpec) error {
+	return eachTemplate(proto.CloneOf(spec), func(text string) (string, error) {
+		if !strings.Contains(text, "{{") {
+			return text, nil
+		}
+		t, err := parseTemplate(text, nil)
+		if err != nil {
+			return "", err
+		}
+		return execute(t.Option("missingkey=zero"), templateData{}) // the service may have the label
+	})
+}
+
+// eachTemplate replaces every text of a container spec that may be a template by what f
+// makes of it.
+func eachTemplate(spec *api.ContainerSpec, f func(string) (string, error)) error {
 	for i, env := range spec.GetEnv() {
 		name, value, ok := strings.Cut(env, "=")
 		if !ok {
 			continue
 		}
-		expanded, err := expand(value, data)
+		expanded, err := f(value)
 		if err != nil {
-			return nil, fmt.Errorf("expanding env failed: expanding env %q: %w", env, err)
+			return fmt.Errorf("expanding env failed: expanding env %q: %w", env, err)
 		}
 		spec.Env[i] = name + "=" + expanded
 	}
-	var err error
-	if spec.Hostname, err = expand(spec.GetHostname(), data); err != nil {
-		return nil, fmt.Errorf("expanding hostname failed: %w", err)
+	if spec.GetHostname() != "" {
+		expanded, err := f(spec.GetHostname())
+		if err != nil {
+			return fmt.Errorf("expanding hostname failed: %w", err)
+		}
+		spec.Hostname = expanded
 	}
 	for _, mount := range spec.GetMounts() {
-		if err := expandMount(mount, data); err != nil {
-			return nil, fmt.Errorf("expanding mounts failed: %w", err)
+		if err := eachMountTemplate(mount, f); err != nil {
+			return fmt.Errorf("expanding mounts failed: %w", err)
 		}
 	}
-	return spec, nil
+	return nil
 }
 
-func expandMount(mount *api.Mount, data templateData) (err error) {
-	if mount.Source, err = expand(mount.GetSource(), data); err != nil {
+func eachMountTemplate(mount *api.Mount, f func(string) (string, error)) error {
+	source, err := f(mount.GetSource())
+	if err != nil {
 		return fmt.Errorf("expanding mount source %q: %w", mount.GetSource(), err)
 	}
-	if mount.Target, err = expand(mount.GetTarget(), data); err != nil {
+	target, err := f(mount.GetTarget())
+	if err != nil {
 		return fmt.Errorf("expanding mount target %q: %w", mount.GetTarget(), err)
 	}
+	mount.Source, mount.Target = source, target
 	for _, m := range []map[string]string{mount.GetVolumeOptions().GetLabels(), mount.GetVolumeOptions().GetDriverConfig().GetOptions()} {
-		for k, v := range m {
-			if m[k], err = expand(v, data); err != nil {
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			if m[k], err = f(m[k]); err != nil {
 				return fmt.Errorf("expanding volume option %q: %w", k, err)
 			}
 		}

@@ -108,7 +108,7 @@ func TestTemplateErrors(t *testing.T) {
 		{&api.ContainerSpec{Env: []string{"A={{if .Node.ID}}{{else}}{{range 1000000000000}}{{end}}{{end}}"}}, []string{"range is for fields only"}},
 		{&api.ContainerSpec{Env: []string{`A={{define "x"}}{{template "x"}}{{end}}{{template "x"}}`}}, []string{"templates cannot call templates"}},
 		{&api.ContainerSpec{Hostname: "{{.Node}"}, []string{"expanding hostname failed: template: expansion:1:"}},
-		{&api.ContainerSpec{Mounts: []*api.Mount{{Source: "{{.X}}"}}}, []string{"expanding mounts failed: expanding mount source", "X"}},
+		{&api.ContainerSpec{Mounts: []*api.Mount{{Source: "{{.X}}"}}}, []string{`expanding mounts failed: expanding mount source "{{.X}}": `}},
 		{&api.ContainerSpec{Mounts: []*api.Mount{{Target: "{{.X}}"}}}, []string{"expanding mounts failed: expanding mount target", "X"}},
 		{volume(&api.Mount_VolumeOptions{Labels: map[string]string{"l": "{{.X}}"}}), []string{"expanding mounts failed", `"l"`, "X"}},
 		{volume(&api.Mount_VolumeOptions{DriverConfig: &api.Driver{Options: map[string]string{"o": "{{.X}}"}}}), []string{"expanding mounts failed", `"o"`, "X"}},
@@ -131,6 +131,32 @@ func TestTemplateErrors(t *testing.T) {
 	}
 }
 
+// TestCheckTemplates tries templates as a service is created, before there is a task.
+func TestCheckTemplates(t *testing.T) {
+	for text, ok := range map[string]bool{
+		"plain":                            true,
+		"{{.Service.Name}}.{{.Task.Slot}}": true,
+		"{{range $k, $v := .Service.Labels}}{{$k}}{{end}}":                         true,
+		`{{if eq .Node.Platform.OS "linux"}}{{join "," .Node.ID .Task.ID}}{{end}}`: true,
+		"{{.Service.Labels.later}}":                                                true,
+		"{{range 1000000000000}}{{end}}":                                           false,
+		"{{$n := 1000000000000}}{{range $n}}{{end}}":                               false,
+		`{{with .Service}}{{range 1000000000000}}{{end}}{{end}}`:                   false,
+		`{{define "x"}}{{template "x"}}{{end}}{{template "x"}}`:                    false,
+		`{{printf "%1048577s" "x"}}`:                                               false,
+		"{{.Nope}}":                                                                false,
+		"{{":                                                                       false,
+	} {
+		spec := &api.ContainerSpec{Env: []string{"A=" + text}}
+		if err := CheckTemplates(spec); (err == nil) != ok {
+			t.Errorf("%s: %v", text, err)
+		}
+		if spec.GetEnv()[0] != "A="+text {
+			t.Errorf("%s: the spec itself changed", text)
+		}
+	}
+}
+
 // FuzzExpand expands anything, within bounds, twice the same.
 func FuzzExpand(f *testing.F) {
 	for _, seed := range []string{
@@ -142,6 +168,7 @@ func FuzzExpand(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		task := templateTask(3)
 		task.Spec.GetContainer().Hostname = text
+		_ = CheckTemplates(task.GetSpec().GetContainer()) // must return, whatever it says
 		got, err := Expand(task, templateNode())
 		if err != nil {
 			if !strings.HasPrefix(err.Error(), "expanding hostname failed: ") {
