@@ -2,10 +2,10 @@ package replica
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -19,11 +19,11 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	grpcpeer "google.golang.org/grpc/peer"
-	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
+	"github.com/skep-dev/skep/sim/memnet"
 )
 
 const (
@@ -31,75 +31,13 @@ const (
 	nodeHeader  = "test-node"
 )
 
-// testNet connects members inside one process. A node that is cut off can neither dial
-// nor be dialed, and its connections break.
-type testNet struct {
-	mu        sync.Mutex
-	listeners map[string]*bufconn.Listener
-	cut       map[string]bool
-	conns     map[*testConn]bool
-}
-
-type testConn struct {
-	net.Conn
-	n        *testNet
-	from, to string
-}
-
-func (c *testConn) Close() error {
-	c.n.mu.Lock()
-	delete(c.n.conns, c)
-	c.n.mu.Unlock()
-	return c.Conn.Close()
-}
-
-func (n *testNet) listen(addr string) net.Listener {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	lis := bufconn.Listen(64 << 10)
-	n.listeners[addr] = lis
-	return lis
-}
-
-func (n *testNet) dial(ctx context.Context, from, to string) (net.Conn, error) {
-	n.mu.Lock()
-	lis, cut := n.listeners[to], n.cut[from] || n.cut[to]
-	n.mu.Unlock()
-	if lis == nil || cut {
-		return nil, errors.New("connection refused")
-	}
-	conn, err := lis.DialContext(ctx)
-	if err != nil {
-		return nil, err
-	}
-	c := &testConn{Conn: conn, n: n, from: from, to: to}
-	n.mu.Lock()
-	n.conns[c] = true
-	n.mu.Unlock()
-	return c, nil
-}
-
-func (n *testNet) setCut(addr string, cut bool) {
-	n.mu.Lock()
-	n.cut[addr] = cut
-	var broken []*testConn
-	for c := range n.conns {
-		if cut && (c.from == addr || c.to == addr) {
-			broken = append(broken, c)
-		}
-	}
-	n.mu.Unlock()
-	for _, c := range broken {
-		_ = c.Close()
-	}
-}
-
 // testSwarm is a swarm in a bubble.
 type testSwarm struct {
 	t     testing.TB
-	net   *testNet
+	net   *memnet.Network
 	base  string
 	nodes []*testNode
+	away  *testNode // is cut off from the others; may be nil
 	// change edits the configuration of nodes started from now on.
 	change func(*Config)
 }
@@ -120,9 +58,7 @@ func inBubble(t *testing.T, n int, test func(*testing.T, *testSwarm)) {
 	t.Helper()
 	base := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		s := &testSwarm{t: t, base: base, net: &testNet{
-			listeners: make(map[string]*bufconn.Listener), cut: make(map[string]bool), conns: make(map[*testConn]bool),
-		}}
+		s := &testSwarm{t: t, base: base, net: memnet.New(rand.New(rand.NewPCG(1, 2)))}
 		defer func() {
 			for _, node := range s.nodes {
 				node.stop()
@@ -183,7 +119,10 @@ func (s *testSwarm) start(id, dir, addr, join string) *testNode {
 	api.RegisterHealthServer(server, &n.health)
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
-	lis := s.net.listen(addr)
+	lis, err := s.net.Host(hostOf(addr)).Listen(ctx, addr)
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	var serve sync.WaitGroup
 	serve.Go(func() { _ = server.Serve(lis) })
 	go func() {
@@ -217,10 +156,29 @@ func (s *testSwarm) restart(n *testNode) *testNode {
 	return again
 }
 
+func hostOf(addr string) string {
+	host, _, _ := net.SplitHostPort(addr)
+	return host
+}
+
+// cut keeps everything from and to a node, without anybody noticing.
+func (s *testSwarm) cut(n *testNode) {
+	s.away = n
+	for _, other := range s.nodes {
+		s.net.Cut(hostOf(n.addr), hostOf(other.addr))
+		s.net.Cut(hostOf(other.addr), hostOf(n.addr))
+	}
+}
+
+func (s *testSwarm) heal() {
+	s.away = nil
+	s.net.Heal()
+}
+
 func (s *testSwarm) dialFrom(from, id string) func(context.Context, string) (*grpc.ClientConn, error) {
 	return func(_ context.Context, to string) (*grpc.ClientConn, error) {
 		return dialAs(id, to, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return s.net.dial(ctx, from, to)
+			return s.net.Host(hostOf(from)).Dial(ctx, to)
 		}))
 	}
 }
@@ -231,7 +189,7 @@ func (s *testSwarm) leader() *testNode {
 	var leader *testNode
 	waitFor(s.t, "there is a leader", func() bool {
 		for _, n := range s.nodes {
-			if leading, _ := n.Leading(); leading && !s.net.cut[n.addr] {
+			if leading, _ := n.Leading(); leading && n != s.away {
 				leader = n
 				return true
 			}

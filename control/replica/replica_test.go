@@ -160,7 +160,7 @@ func TestCutOffLeader(t *testing.T) {
 		s.write("before")
 		old := s.leader()
 		_, changed := old.Leading()
-		s.net.setCut(old.addr, true)
+		s.cut(old)
 		_, err := old.Update(t.Context(), func(tx *store.Tx) error { return createConfig(tx, "lost", "") })
 		wantKind(t, err, model.Unavailable)
 		if err == nil || !strings.Contains(err.Error(), "lost leader status") {
@@ -175,7 +175,7 @@ func TestCutOffLeader(t *testing.T) {
 			t.Errorf("without a quorum: %v", err)
 		}
 		s.write("meanwhile")
-		s.net.setCut(old.addr, false)
+		s.heal()
 		s.mustHave(old, "meanwhile")
 		if old.View().Config("lost") != nil || s.leader().View().Config("lost") != nil {
 			t.Error("a write that failed is there")
