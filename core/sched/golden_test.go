@@ -1,27 +1,20 @@
 package sched
 
 import (
-	"flag"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/sim/golden"
 )
 
-var update = flag.Bool("update", false, "rewrite the answers in testdata")
-
-// TestStories replays the scripts of testdata, one story a file. A script's lines are
-// commands; what a command answers follows it, each line behind a mark.
+// TestStories runs the scripts of testdata. Their commands:
 //
 //	node ID [key=value…]         a node comes or changes to this
 //	service NAME replicas=N …    tasks NAME.1 to NAME.N come, pending
@@ -33,49 +26,11 @@ var update = flag.Bool("update", false, "rewrite the answers in testdata")
 //	explain ID                   why a task waits
 //	load                         what each node carries
 func TestStories(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no stories", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := replay(t, string(want))
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			} else if diff := cmp.Diff(string(want), got); diff != "" {
-				t.Errorf("the story goes otherwise (-script +now), run with -update to accept:\n%s", diff)
-			}
-		})
-	}
-}
-
-const mark = "  | "
-
-func replay(t *testing.T, script string) string {
-	t.Helper()
-	c := newCluster()
-	var out strings.Builder
-	for line := range strings.Lines(script) {
-		line = strings.TrimRight(line, "\n")
-		if strings.HasPrefix(line, mark) {
-			continue
-		}
-		out.WriteString(line + "\n")
-		words := strings.Fields(line)
-		if len(words) == 0 || strings.HasPrefix(line, "#") {
-			continue
-		}
-		for _, answer := range command(t, c, words) {
-			out.WriteString(mark + answer + "\n")
-		}
-	}
-	return out.String()
+	golden.Stories(t, func(t *testing.T) golden.Teller {
+		t.Helper()
+		c := newCluster()
+		return func(_ int, words []string) []string { return command(t, c, words) }
+	})
 }
 
 func command(t *testing.T, c *cluster, words []string) []string {
