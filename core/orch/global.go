@@ -40,7 +40,8 @@ func (w *work) global() {
 			updatable = append(updatable, s)
 		}
 	}
-	if w.update(updatable) {
+	if w.update(updatable) { // what was decided was for a spec that is none any more
+		w.reset()
 		w.global()
 		return
 	}

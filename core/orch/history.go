@@ -1,6 +1,8 @@
 package orch
 
 import (
+	"slices"
+
 	"github.com/skep-dev/skep/api"
 )
 
@@ -10,13 +12,16 @@ const defaultHistory = 5
 // historyLimit returns how many tasks a slot keeps; negative means all.
 func (w *work) historyLimit() int64 {
 	if most := w.service.GetSpec().GetTask().GetRestart().GetMaxAttempts(); most > 0 {
-		return int64(min(most, 1<<31)) + 1
+		return keepFor(most)
 	}
 	if w.Cluster.GetSpec().GetOrchestration() == nil {
 		return defaultHistory
 	}
 	return w.Cluster.GetSpec().GetOrchestration().GetTaskHistoryRetentionLimit()
 }
+
+// keepFor returns how many tasks tell whether a slot has had so many attempts.
+func keepFor(attempts uint64) int64 { return int64(min(attempts, 1<<31)) + 1 }
 
 // reap deletes the records that nobody needs: tasks to be removed that no node has or
 // that have ended, and history beyond the limit.
@@ -47,16 +52,19 @@ func (w *work) reap() {
 	}
 }
 
-// trim deletes the oldest tasks of a slot that have ended, down to the limit. The
-// newest task says whether the slot is in use and stays; so do the one whose restart
-// delay a task that is held back waits for, the failures that an update in progress
-// counts, and the task that completed a job. What has not ended but
-// the newest does not count, or attempts that failed beside an old task that still runs
-// would be forgotten before they are as many as the restart policy allows.
+// trim deletes the oldest tasks of a slot that have ended, down to the limit. The tasks that
+// something hangs on stay (needed). What has not ended but the newest does not count, or
+// attempts that failed beside an old task that still runs would be forgotten before they are
+// as many as the restart policy allows.
 func (w *work) trim(s *slot, limit int64) {
-	newest, awaited := s.newest(), (*item)(nil)
-	if newest != nil && newest.live() && newest.GetDesiredState() == api.TaskState_READY {
-		awaited = s.before(newest)
+	newest := s.newest()
+	if newest == nil {
+		return
+	}
+	needed := w.needed(s, newest)
+	// A service's new restart policy is not that of the tasks it had, whose attempts count on.
+	if most := newest.GetSpec().GetRestart().GetMaxAttempts(); most > 0 {
+		limit = max(limit, keepFor(most))
 	}
 	excess := 1 - limit
 	for _, i := range s.tasks {
@@ -68,12 +76,32 @@ func (w *work) trim(s *slot, limit int64) {
 		if excess <= 0 {
 			return
 		}
-		if i == newest || i == awaited || !i.over() || w.watched(i) || isJob(w.service) && completedTask(i) {
-			continue
+		if i.over() && !slices.Contains(needed, i) && !w.watched(i) {
+			i.gone = true
+			excess--
 		}
-		i.gone = true
-		excess--
 	}
+}
+
+// needed returns tasks of a slot whose records decide about others: the newest, which says
+// whether the slot is in use; those whose restart delay a task that is held back waits for;
+// the attempts that the newest's restart policy counts; what completed a job.
+func (w *work) needed(s *slot, newest *item) []*item {
+	needed := []*item{newest}
+	attempts := uint64(0)
+	for _, i := range slices.Backward(s.tasks) {
+		if i.live() && i.GetDesiredState() == api.TaskState_READY {
+			needed = append(needed, s.before(i))
+		}
+		if sameRevision(i, newest) && attempts <= newest.GetSpec().GetRestart().GetMaxAttempts() {
+			needed = append(needed, i)
+			attempts++
+		}
+		if isJob(w.service) && completedTask(i) {
+			needed = append(needed, i)
+		}
+	}
+	return needed
 }
 
 // over reports whether a task has ended, or is to end and has not reached a node.

@@ -124,18 +124,18 @@ func (w *work) restartJob(s *slot) {
 		}
 		return
 	}
-	for _, i := range slices.Clone(s.tasks) {
+	for _, i := range s.tasks {
 		if !wantedJobTask(i) || !w.mustMove(i) {
 			continue
 		}
 		if i.GetDesiredState() == api.TaskState_READY && i.stopped() && !w.startable(s, i) {
 			continue
 		}
-		again := w.restartable(s, i)
 		w.desire(i, api.TaskState_SHUTDOWN)
-		if again && !slices.ContainsFunc(s.tasks, wantedJobTask) {
-			w.create(s)
-		}
+	}
+	// Also when an earlier plan told the last one to stop, and was cut short after that.
+	if newest := s.newest(); !slices.ContainsFunc(s.tasks, wantedJobTask) && w.restartable(s, newest) {
+		w.create(s)
 	}
 	w.promote(s, api.TaskState_COMPLETE)
 }

@@ -25,7 +25,8 @@ func (w *work) replicated() {
 			w.drop(s)
 		}
 	}
-	if w.update(occupied) {
+	if w.update(occupied) { // what was decided was for a spec that is none any more
+		w.reset()
 		w.replicated()
 		return
 	}
@@ -42,13 +43,19 @@ func (w *work) occupancy(all []*slot) (occupied, dead []*slot) {
 		switch {
 		case len(s.live()) > 0:
 			occupied = append(occupied, s)
-		case !w.restartable(s, newest) && !w.manualRollback():
+		case !w.replaceable(s, newest):
 			occupied = append(occupied, s)
 		default:
 			dead = append(dead, s)
 		}
 	}
 	return occupied, dead
+}
+
+// replaceable reports whether a slot's last task has a successor: because of the restart
+// policy, or since somebody asked for the previous spec back after it was given up.
+func (w *work) replaceable(s *slot, i *item) bool {
+	return w.restartable(s, i) || w.manualRollback() && !w.ours(i)
 }
 
 const manualRollback = "manually requested rollback"

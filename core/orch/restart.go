@@ -73,19 +73,22 @@ func (w *work) restartable(s *slot, i *item) bool {
 }
 
 // attempts counts the replacements that a slot has had for the task's revision, within
-// the policy's window before the task ended. The history limit keeps enough of them.
+// the policy's window before the task ended. For one that did not end on its own that is
+// when it was made, lest stopping it gives it another attempt. The history limit keeps
+// enough of them.
 func (w *work) attempts(s *slot, i *item) uint64 {
 	var since time.Time
 	if window := i.GetSpec().GetRestart().GetWindow(); window != nil && window.AsDuration() > 0 {
-		since = changed(i.Task).Add(-window.AsDuration())
+		end := created(i.Task)
+		if i.endedItself() {
+			end = changed(i.Task)
+		}
+		since = end.Add(-window.AsDuration())
 	}
 	var count uint64
 	first := true
 	for _, t := range s.tasks {
-		if t.gone || t.GetSpecVersion().GetIndex() != i.GetSpecVersion().GetIndex() {
-			continue
-		}
-		if isJob(w.service) && t.GetJobIteration().GetIndex() != i.GetJobIteration().GetIndex() {
+		if t.gone || !sameRevision(t, i) {
 			continue
 		}
 		if first { // the first is no replacement
@@ -99,6 +102,12 @@ func (w *work) attempts(s *slot, i *item) uint64 {
 	return count
 }
 
+// sameRevision reports whether two tasks were made for the same spec, and run of a job.
+func sameRevision(a, b *item) bool {
+	return a.GetSpecVersion().GetIndex() == b.GetSpecVersion().GetIndex() &&
+		a.GetJobIteration().GetIndex() == b.GetJobIteration().GetIndex()
+}
+
 // restart replaces the tasks of a slot that ended or must move.
 func (w *work) restart(s *slot) {
 	for _, i := range s.live() {
@@ -110,7 +119,7 @@ func (w *work) restart(s *slot) {
 		if i.GetDesiredState() == api.TaskState_READY && i.stopped() && !w.startable(s, i) {
 			continue
 		}
-		again := w.restartable(s, i)
+		again := w.replaceable(s, i)
 		w.desire(i, api.TaskState_SHUTDOWN)
 		if !again || len(s.live()) > 0 {
 			continue
@@ -132,7 +141,7 @@ func (w *work) promote(s *slot, to api.TaskState) {
 // over, and the slot's earlier tasks have stopped or had a minute to do so.
 func (w *work) startable(s *slot, i *item) bool {
 	made := created(i.Task)
-	if before := s.before(i); before != nil && w.endedBefore(before, made) {
+	if before := s.before(i); before != nil && w.endedBefore(before, i) {
 		if !w.due(changed(before.Task).Add(w.restartDelay())) {
 			return false
 		}
@@ -187,8 +196,10 @@ func (s *slot) before(i *item) *item {
 
 // endedBefore reports whether a task had ended on its own when its successor was made:
 // then the restart delay applies. It does not to one that was told to stop, or whose
-// node was lost or drained. The state says which it was: the times alone would not, as
-// a task that is told to stop may do so at the very instant its successor is made.
-func (w *work) endedBefore(i *item, successor time.Time) bool {
-	return i.endedItself() && !changed(i.Task).After(successor) && !w.nodeDrained(i) && !w.nodeLost(i)
+// node was lost or drained, nor where the successor is what is wanted now and the task was
+// not. The state says which it was: the times alone would not, as a task that is told to
+// stop may do so at the very instant its successor is made.
+func (w *work) endedBefore(i, successor *item) bool {
+	return i.endedItself() && !changed(i.Task).After(created(successor.Task)) &&
+		!w.nodeDrained(i) && !w.nodeLost(i) && (!w.dirty(i) || w.dirty(successor))
 }

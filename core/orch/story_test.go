@@ -1,80 +1,39 @@
 package orch
 
 import (
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"pgregory.net/rapid"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/sim/golden"
 )
 
-var update = flag.Bool("update", false, "rewrite the outcomes in testdata")
-
-// TestStories runs the scripts in testdata. A script is text with commands, lines that
-// begin with ">". What follows a command, indented, is what came of it; -update rewrites
-// that. The commands are the methods of story; testdata/README explains them.
+// TestStories runs the scripts in testdata. The commands are the methods of story;
+// testdata/README explains them.
 func TestStories(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no stories: %v", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := tell(t, string(text))
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if diff := cmp.Diff(strings.Split(string(text), "\n"), strings.Split(got, "\n")); diff != "" {
-				t.Errorf("%s (-script +outcome; go test -update rewrites it):\n%s", file, diff)
-			}
-		})
-	}
-}
-
-// tell runs a script and returns it with its outcomes.
-func tell(t *testing.T, text string) string {
-	t.Helper()
-	s := newStory(t)
-	s.broken = func(format string, args ...any) {
+	golden.Stories(t, func(t *testing.T) golden.Teller {
 		t.Helper()
-		t.Fatalf("line %d: %s\n%s", s.line, fmt.Sprintf(format, args...), strings.Join(s.events, "\n"))
-	}
-	var out []string
-	for i, line := range strings.Split(text, "\n") {
-		s.line = i + 1
-		if strings.HasPrefix(line, "  ") {
-			continue
+		s := newStory(t)
+		s.broken = func(format string, args ...any) {
+			t.Helper()
+			t.Fatalf("line %d: %s\n%s", s.line, fmt.Sprintf(format, args...), strings.Join(s.events, "\n"))
 		}
-		out = append(out, line)
-		command, ok := strings.CutPrefix(line, ">")
-		if !ok {
-			continue
+		return func(line int, words []string) []string {
+			s.line = line
+			s.run(words)
+			events := s.events
+			s.events = nil
+			return events
 		}
-		s.run(strings.Fields(command))
-		for _, e := range s.events {
-			out = append(out, "  "+e)
-		}
-		s.events = nil
-	}
-	return strings.Join(out, "\n")
+	})
 }
 
 type story struct {

@@ -1,6 +1,7 @@
 package orch
 
 import (
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -20,15 +21,38 @@ const (
 // the tasks of the new revision, made since the update began, say how far it has come.
 // It reports whether it rolled the service's spec back, so that all is to be decided anew.
 func (w *work) update(slots []*slot) (rolledBack bool) {
-	state := w.service.GetUpdateStatus().GetState()
-	if state == api.UpdateStatus_PAUSED || state == api.UpdateStatus_ROLLBACK_PAUSED {
+	var dirty []*slot
+	if !w.paused() {
+		dirty = w.begin(slots)
+	}
+	if w.updating() && w.judge(slots, len(dirty)) {
+		return true
+	}
+	if w.paused() {
 		w.note(w.ServiceID, "%s", w.service.GetUpdateStatus().GetMessage())
+		w.halt(slots)
 		return false
 	}
+	if len(dirty) > 0 {
+		w.advance(slots, dirty)
+	}
+	// What was left to do may have been to stop an old task beside one that runs.
+	if w.updating() && !slices.ContainsFunc(dirty, w.slotDirty) {
+		w.complete(slots)
+	}
+	return false
+}
+
+// begin returns the slots that have something to replace, and says that an update runs if
+// there are some.
+func (w *work) begin(slots []*slot) []*slot {
 	var dirty []*slot
 	for _, s := range slots {
-		if w.slotDirty(s) {
+		switch {
+		case w.slotDirty(s):
 			dirty = append(dirty, s)
+		case w.outdated(s):
+			w.note(w.ServiceID, "slot %d keeps its old task: the restart policy allows no further attempt at a new one", s.number)
 		}
 	}
 	if len(dirty) > 0 && w.service.GetUpdateStatus() == nil {
@@ -38,21 +62,29 @@ func (w *work) update(slots []*slot) (rolledBack bool) {
 			Message:   "update in progress",
 		}
 	}
-	if w.updating() {
-		if w.judge(slots, len(dirty)) {
-			return true
+	return dirty
+}
+
+// halt sees to it that a paused update leaves no slot with two tasks: where the new one was
+// to start first, the old one goes once it has, as it would have.
+func (w *work) halt(slots []*slot) {
+	for _, s := range slots {
+		if len(s.live()) < 2 {
+			continue
 		}
-		if !w.updating() {
-			return false // paused
+		keep := w.keeper(s)
+		if keep == nil {
+			keep = s.serving()
+		}
+		if keep != nil {
+			w.settle(s, keep)
 		}
 	}
-	switch {
-	case len(dirty) > 0:
-		w.advance(slots, dirty)
-	case w.updating():
-		w.complete(slots)
-	}
-	return false
+}
+
+func (w *work) paused() bool {
+	state := w.service.GetUpdateStatus().GetState()
+	return state == api.UpdateStatus_PAUSED || state == api.UpdateStatus_ROLLBACK_PAUSED
 }
 
 // updating reports whether an update or rollback runs.
@@ -64,7 +96,7 @@ func (w *work) updating() bool {
 // config returns the settings that apply now.
 func (w *work) config() *api.UpdateConfig {
 	c := w.service.GetSpec().GetUpdate()
-	if w.service.GetUpdateStatus().GetState() == api.UpdateStatus_ROLLBACK_STARTED {
+	if state := w.service.GetUpdateStatus().GetState(); state == api.UpdateStatus_ROLLBACK_STARTED || state == api.UpdateStatus_ROLLBACK_PAUSED {
 		c = w.service.GetSpec().GetRollback()
 	}
 	if c == nil {
@@ -91,15 +123,13 @@ func (w *work) startFirst() bool {
 	return w.config().GetOrder() == api.UpdateConfig_START_FIRST && !fenced(w.service)
 }
 
-// slotDirty reports whether a slot has something to replace.
-func (w *work) slotDirty(s *slot) bool {
+// slotDirty reports whether a slot has something to replace, and may.
+func (w *work) slotDirty(s *slot) bool { return w.outdated(s) && !w.exhausted(s) }
+
+// outdated reports whether a slot has not just one task of the wanted revision.
+func (w *work) outdated(s *slot) bool {
 	current := s.current()
-	dirty := len(current) > 1 || len(current) == 1 && w.dirty(current[0])
-	if dirty && w.exhausted(s) {
-		w.note(w.ServiceID, "slot %d keeps its old task: the restart policy allows no further attempt at a new one", s.number)
-		return false
-	}
-	return dirty
+	return len(current) > 1 || len(current) == 1 && w.dirty(current[0])
 }
 
 // exhausted reports whether a slot's old task stays, as the new one, that was to start
@@ -228,7 +258,9 @@ func (w *work) advance(slots, dirty []*slot) {
 			continue
 		}
 		done := w.finished(s)
-		if free <= 0 && !done {
+		// Another attempt, beside an old task that still runs, is part of what is under way.
+		again := slices.ContainsFunc(s.tasks, w.ours)
+		if free <= 0 && !done && !again {
 			continue
 		}
 		serving := s.serving()
@@ -238,8 +270,10 @@ func (w *work) advance(slots, dirty []*slot) {
 			}
 		}
 		if !done {
-			free--
 			w.create(s)
+		}
+		if !done && !again {
+			free--
 		}
 	}
 }

@@ -56,8 +56,15 @@ type work struct {
 
 func newWork(v View, now time.Time) *work {
 	w := &work{View: v, now: now, service: v.Service}
-	w.tasks = make([]*item, 0, len(v.Tasks))
-	for _, t := range v.Tasks {
+	w.reset()
+	return w
+}
+
+// reset forgets what was decided about tasks, but not about the service.
+func (w *work) reset() {
+	w.tasks = make([]*item, 0, len(w.Tasks))
+	w.wake, w.notes = time.Time{}, nil
+	for _, t := range w.Tasks {
 		w.tasks = append(w.tasks, &item{Task: t, old: t})
 	}
 	slices.SortFunc(w.tasks, func(a, b *item) int {
@@ -68,7 +75,6 @@ func newWork(v View, now time.Time) *work {
 			cmp.Compare(a.GetId(), b.GetId()),
 		)
 	})
-	return w
 }
 
 // created returns when the task was made.

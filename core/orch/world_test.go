@@ -35,6 +35,7 @@ type world struct {
 	wake    time.Time
 	nodeAt  map[string]time.Time // wakes of Enforce and Orphan
 	limit   int
+	tick    time.Duration // that passes with each decision
 
 	images map[string]behaviour // how containers of an image behave
 	since  map[string]time.Time // of what a task's agent is at
@@ -145,15 +146,17 @@ func (w *world) decide() {
 			break
 		}
 		w.apply(plan.Changes, true)
-		w.checkTasks()
+		w.checkTasks(w.limit == 0)
 		again := Decide(w.view(), w.now)
 		if w.limit == 0 && len(again.Changes) > 0 {
 			w.broken("decided at once again:\n%v", again.Changes)
 		}
+		w.now = w.now.Add(w.tick)
 	}
 	if len(Decide(w.view(), w.now).Changes) > 0 {
 		w.broken("decisions without end")
 	}
+	w.checkTasks(true)
 }
 
 func (w *world) decideNodes() {
@@ -491,7 +494,6 @@ func (w *world) checkPlan(p model.Plan) {
 	if again := Decide(v, w.now); !samePlan(p, again) {
 		w.broken("the same view gave\n%v\nand\n%v", p, again)
 	}
-	began := 0
 	for _, c := range p.Changes {
 		t, ok := c.Object.(*api.Task)
 		if !ok {
@@ -502,9 +504,6 @@ func (w *world) checkPlan(p model.Plan) {
 		case model.Create:
 			if t.GetStatus().GetState() != api.TaskState_NEW || old != nil || w.service == nil {
 				w.broken("created %v", t)
-			}
-			if w.replaces(t) {
-				began++
 			}
 		case model.Update:
 			if t.GetDesiredState() < old.GetDesiredState() {
@@ -525,9 +524,7 @@ func (w *world) checkPlan(p model.Plan) {
 	if again := Decide(v, w.now); !samePlan(p, again) {
 		w.broken("with all nodes in view\n%v\nand without\n%v", again, p)
 	}
-	if most := w.parallelism(p); began > 0 && began+w.underWay(p) > most {
-		w.broken("%d updates began with %d under way, at most %d may", began, w.underWay(p), most)
-	}
+	w.checkParallelism(p)
 }
 
 func samePlan(a, b model.Plan) bool {
@@ -537,70 +534,113 @@ func samePlan(a, b model.Plan) bool {
 		})
 }
 
-// replaces reports whether a new task takes the place of one that could have gone on.
-func (w *world) replaces(t *api.Task) bool {
+// begins reports whether a new task begins the update of its slot: it takes the place of one
+// that could have gone on, and is not another attempt of an update that has begun already.
+func (w *world) begins(s *api.Service, t *api.Task) bool {
 	k := newWork(w.view(), w.now)
-	return slices.ContainsFunc(k.tasks, func(i *item) bool {
-		return w.place(i.Task) == w.place(t) && i.live() && !k.mustMove(i) && i.GetSpecVersion().GetIndex() != t.GetSpecVersion().GetIndex()
-	})
+	replaces := false
+	for _, i := range k.tasks {
+		if w.place(i.Task) != w.place(t) {
+			continue
+		}
+		if updates(s, i.Task) {
+			return false
+		}
+		replaces = replaces || i.live() && !k.mustMove(i) && i.GetSpecVersion().GetIndex() != t.GetSpecVersion().GetIndex()
+	}
+	return replaces
 }
 
-// parallelism returns how many slots may be under way by the spec that a plan leaves.
-func (w *world) parallelism(p model.Plan) int {
-	s := w.service
-	for _, c := range p.Changes {
-		if o, ok := c.Object.(*api.Service); ok {
-			s = o
-		}
-	}
+// updates reports whether a task was made by a service's current update.
+func updates(s *api.Service, t *api.Task) bool {
+	return t.GetSpecVersion().GetIndex() == s.GetSpecVersion().GetIndex() &&
+		!created(t).Before(s.GetUpdateStatus().GetStartedAt().AsTime())
+}
+
+// checkParallelism holds a plan that begins to update slots against the number of slots
+// that may be under way by the spec that it leaves.
+func (w *world) checkParallelism(p model.Plan) {
+	s, tasks := w.after(p)
 	config := s.GetSpec().GetUpdate()
 	if s.GetUpdateStatus().GetState() == api.UpdateStatus_ROLLBACK_STARTED {
 		config = s.GetSpec().GetRollback()
 	}
-	switch {
-	case s.GetSpecVersion().GetIndex() != w.service.GetSpecVersion().GetIndex():
-		return max(1, int(config.GetParallelism())) + len(w.tasks) // a new count begins
-	case config == nil:
-		return 1
-	case config.GetParallelism() == 0:
-		return 1 << 30
+	if config == nil {
+		config = &api.UpdateConfig{Parallelism: 1}
 	}
-	return int(config.GetParallelism())
+	if isJob(s) || config.GetParallelism() == 0 { // a job's tasks of another run just go
+		return
+	}
+	begins := slices.ContainsFunc(p.Changes, func(c model.Change) bool {
+		t, ok := c.Object.(*api.Task)
+		return ok && c.Kind == model.Create && w.begins(s, t)
+	})
+	if under := w.underWay(s, tasks, config.GetDelay().AsDuration()); begins && uint64(len(under)) > config.GetParallelism() {
+		w.broken("updates are under way in %v, at most in %d may be", under, config.GetParallelism())
+	}
 }
 
-// underWay counts the slots whose task of the current update has neither started nor
-// failed, but for those that a plan gives up.
-func (w *world) underWay(p model.Plan) int {
-	under, given := make(map[string]bool), make(map[string]bool)
+// after returns the service and the tasks that a plan leaves.
+func (w *world) after(p model.Plan) (*api.Service, []*api.Task) {
+	s, tasks := w.service, slices.Clone(w.tasks)
 	for _, c := range p.Changes {
-		if t, ok := c.Object.(*api.Task); ok && t.GetDesiredState() >= api.TaskState_REMOVE {
-			given[t.GetId()] = true
-		}
-	}
-	for _, t := range w.tasks {
-		if given[t.GetId()] || t.GetDesiredState() >= api.TaskState_REMOVE || t.GetSpecVersion().GetIndex() != w.service.GetSpecVersion().GetIndex() ||
-			created(t).Before(w.service.GetUpdateStatus().GetStartedAt().AsTime()) {
+		if o, ok := c.Object.(*api.Service); ok {
+			s = o
 			continue
 		}
-		arrived := t.GetStatus().GetState() >= api.TaskState_RUNNING
-		if was, ok := under[w.place(t)]; !ok || was {
-			under[w.place(t)] = !arrived
+		i := slices.IndexFunc(tasks, func(o *api.Task) bool { return o.GetId() == c.Object.GetId() })
+		switch t, _ := c.Object.(*api.Task); c.Kind {
+		case model.Create:
+			tasks = append(tasks, t)
+		case model.Update:
+			tasks[i] = t
+		case model.Remove:
+			tasks = slices.Delete(tasks, i, i+1)
 		}
 	}
-	n := 0
-	for _, is := range under {
-		if is {
-			n++
-		}
-	}
-	return n
+	return s, tasks
 }
 
-// checkTasks holds the tasks after a plan against the rules for states.
-func (w *world) checkTasks() {
+// underWay lists the places with a live task of the current update, where none has started
+// or failed yet, or did so less than the delay ago. Those of nodes that are to have no task
+// do not count: their tasks may never come to run, and the update must not wait for them.
+func (w *world) underWay(s *api.Service, tasks []*api.Task, delay time.Duration) []string {
+	live, quiet := make(map[string]bool), make(map[string]bool)
+	for _, t := range tasks {
+		place := w.place(t)
+		if t.GetDesiredState() >= api.TaskState_REMOVE || w.byNode() && !w.eligible(place) ||
+			!updates(s, t) {
+			continue
+		}
+		live[place] = live[place] || t.GetDesiredState() <= api.TaskState_RUNNING
+		if t.GetStatus().GetState() >= api.TaskState_RUNNING {
+			quiet[place] = quiet[place] || !changed(t).Add(delay).After(w.now)
+		}
+	}
+	var under []string
+	for _, place := range slices.Sorted(maps.Keys(live)) {
+		if live[place] && !quiet[place] {
+			under = append(under, place)
+		}
+	}
+	return under
+}
+
+// eligible reports whether a node is to have a task of a global service.
+func (w *world) eligible(id string) bool {
+	n := w.nodes[id]
+	constraints, err := model.ParseConstraints(w.service.GetSpec().GetTask().GetPlacement().GetConstraints())
+	return n != nil && n.GetSpec().GetAvailability() == api.NodeSpec_ACTIVE && n.GetStatus().GetState() != api.NodeStatus_DOWN &&
+		err == nil && model.MatchAll(constraints, n)
+}
+
+// checkTasks holds the tasks after a plan against the rules for states. Some hold only when
+// the plans were carried out as a whole: one that is cut short leaves, say, some tasks of
+// those that a removed service had.
+func (w *world) checkTasks(whole bool) {
 	if w.service == nil {
 		for _, t := range w.tasks {
-			if w.limit == 0 && (t.GetDesiredState() != api.TaskState_REMOVE || model.Terminal(t.GetStatus().GetState())) {
+			if whole && (t.GetDesiredState() != api.TaskState_REMOVE || model.Terminal(t.GetStatus().GetState())) {
 				w.broken("kept for a removed service: %v", t)
 			}
 		}
@@ -612,6 +652,7 @@ func (w *world) checkTasks() {
 		if t.GetDesiredState() >= api.TaskState_REMOVE {
 			continue
 		}
+		limit = max(limit, int(t.GetSpec().GetRestart().GetMaxAttempts())+1)
 		if t.GetDesiredState() <= api.TaskState_COMPLETE && t.GetStatus().GetState() <= api.TaskState_RUNNING {
 			live[w.place(t)]++
 		}
@@ -624,15 +665,20 @@ func (w *world) checkTasks() {
 			w.broken("%d live tasks in %s", n, place)
 		}
 	}
+	if !whole {
+		return
+	}
 	for place, n := range ended {
-		if w.limit == 0 && !newWork(w.view(), w.now).updating() && n > max(limit, 2) {
+		// While an update runs, the failures that it counts stay as well. One more may be what
+		// a task that is held back waits for.
+		if !newWork(w.view(), w.now).updating() && n > max(limit, 1)+1 {
 			w.broken("%d records of %s, the limit is %d", n, place, limit)
 		}
 	}
-	if r := w.service.GetSpec().GetReplicated(); r != nil && uint64(len(live)) > r.GetReplicas() && w.limit == 0 {
+	if r := w.service.GetSpec().GetReplicated(); r != nil && uint64(len(live)) > r.GetReplicas() {
 		w.broken("%d slots are live, want %d", len(live), r.GetReplicas())
 	}
-	if j := w.service.GetSpec().GetReplicatedJob(); j != nil && uint64(len(live)) > max(1, j.GetMaxConcurrent()) && w.limit == 0 {
+	if j := w.service.GetSpec().GetReplicatedJob(); j != nil && uint64(len(live)) > max(1, j.GetMaxConcurrent()) {
 		w.broken("%d slots of the job are live, want %d", len(live), j.GetMaxConcurrent())
 	}
 }
