@@ -279,7 +279,7 @@ func (m *member) saveIdentity(ctx context.Context, id keystore.Identity) error {
 	if err != nil {
 		return err
 	}
-	next := new(wire.Credentials)
+	next := &wire.Credentials{Network: m.cfg.Network}
 	next.Set(material)
 	switch {
 	case next.Role() == m.creds.Role():

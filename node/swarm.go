@@ -455,7 +455,7 @@ func (s *membership) join(ctx context.Context, done chan struct{}, saved savedSt
 			return fail(fmt.Errorf("%w. Join with the token that `docker swarm join-token worker` shows there, and remove what this attempt left: docker node rm %s", err, m.creds.NodeID()))
 		}
 	}
-	if err := errors.Join(os.MkdirAll(s.dir, 0o700), saved.save(s.dir), saveJoined(ctx, s.keys, id, saved.RemoteAddr)); err != nil {
+	if err := errors.Join(os.MkdirAll(s.dir, 0o700), saved.save(s.dir), saveJoined(ctx, s.cfg.Network, s.keys, id, saved.RemoteAddr)); err != nil {
 		return fail(err)
 	}
 	m.remotes.add(saved.RemoteAddr)
@@ -475,7 +475,7 @@ func (s *membership) join(ctx context.Context, done chan struct{}, saved savedSt
 }
 
 // saveJoined makes the identity that a join brought durable.
-func saveJoined(ctx context.Context, keys *keystore.Store, id keystore.Identity, addr string) error {
+func saveJoined(ctx context.Context, network wire.Network, keys *keystore.Store, id keystore.Identity, addr string) error {
 	root, err := pki.ParseRoot(id.RootPEM, nil)
 	if err != nil {
 		return err
@@ -484,7 +484,7 @@ func saveJoined(ctx context.Context, keys *keystore.Store, id keystore.Identity,
 	if err != nil {
 		return err
 	}
-	creds := new(wire.Credentials)
+	creds := &wire.Credentials{Network: network}
 	creds.Set(material)
 	if creds.Role() != pki.ManagerRole {
 		return keys.SaveWorker(id)
