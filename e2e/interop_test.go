@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -140,6 +142,78 @@ func TestInteropLeaderKilled(t *testing.T) {
 	d.start(t, engineFiles(t))
 	s.wantNode(t, "m1", "d1", "Ready", "Active")
 	s.wantRunning(t, "m1", "steady", 5, time.Minute)
+}
+
+// TestInteropTakeover starts Skep on the swarm directory of a locked Docker manager that is
+// gone: the swarm goes on with its identity, secrets, services, tokens and workers.
+func TestInteropTakeover(t *testing.T) {
+	s := newSwarm(t, 1, 0)
+	d := s.addDocker(t, "d1")
+	s.addDocker(t, "d2")
+	s.loadImages(t)
+	m, addr := s.node(t, "m1"), s.node(t, "d1").Addr
+	s.docker(t, "d1", "swarm", "init", "--advertise-addr", addr, "--autolock")
+	s.join(t, "d2", "d1", "worker")
+	file := filepath.Join(t.TempDir(), "data")
+	if err := os.WriteFile(file, []byte("canary"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.docker(t, "d1", "secret", "create", "key", file)
+	s.docker(t, "d1", "network", "create", "--driver", "overlay", "net")
+	s.create(t, "d1", "there", append(on("d2"), "--secret", "key"), "log")
+	s.create(t, "d1", "here", []string{
+		"--detach", "--quiet", "--constraint", "node.role==manager", "--network", "net", "--publish", "8080:80", "--secret", "key",
+	}, "serve")
+	s.wantRunning(t, "d1", "there", 1, time.Minute)
+	s.wantRunning(t, "d1", "here", 1, time.Minute)
+	// What must be the same afterwards, and is asked of whoever manages.
+	facts := func(m string) string {
+		return strings.Join([]string{
+			s.docker(t, m, "node", "ls", "--quiet"), s.docker(t, m, "service", "ls", "--quiet"), s.docker(t, m, "secret", "ls", "--quiet"),
+			s.docker(t, m, "swarm", "join-token", "-q", "worker"), s.docker(t, m, "swarm", "ca"),
+			s.docker(t, "d2", "ps", "--quiet", "--no-trunc"),
+		}, "\n")
+	}
+	before := sortLines(facts("d1"))
+	key := s.docker(t, "d1", "swarm", "unlock-key", "-q")
+	if err := d.kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	// The machine with Skep becomes the machine that Docker ran on.
+	s.dev(t, "kill", "m1")
+	swarmDir := filepath.Join(m.Dir, "data", "swarm")
+	if err := errors.Join(os.RemoveAll(swarmDir), os.CopyFS(swarmDir, os.DirFS(filepath.Join(d.node.Dir, "data", "swarm")))); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "ip", "-n", d.netns(), "link", "del", "eth0")
+	run(t, "ip", "-n", "skep-"+s.name+"-m1", "addr", "add", addr+"/24", "dev", "eth0")
+	s.dev(t, "start", "m1")
+	if state := s.docker(t, "m1", "info", "--format", "{{.Swarm.LocalNodeState}}"); state != "locked" {
+		t.Fatalf("the manager is %s", state)
+	}
+	unlock := exec.CommandContext(t.Context(), "docker", "-H", "unix://"+m.Socket, "swarm", "unlock")
+	unlock.Stdin = strings.NewReader(key + "\n")
+	if out, err := unlock.CombinedOutput(); err != nil {
+		t.Fatalf("unlock with Docker's key: %v: %s", err, out)
+	}
+	s.wantNode(t, "m1", "m1", "Ready", "Active")
+	s.wantNode(t, "m1", "d2", "Ready", "Active")
+	s.wantRunning(t, "m1", "here", 1, time.Minute)
+	if after := sortLines(facts("m1")); after != before {
+		t.Errorf("there was\n%s\nand there is\n%s", before, after)
+	}
+	if got := s.execTask(t, "m1", "here", "cat /run/secrets/key"); got != "canary" {
+		t.Errorf("the secret is %q", got)
+	}
+	eventually(t, 20*time.Second, "the published port answers", func() string {
+		if out, err := s.fetchOn(t, "m1", "http://127.0.0.1:8080/"); err != nil {
+			return out + err.Error()
+		}
+		return ""
+	})
+	s.docker(t, "m1", "service", "scale", "--detach", "there=2")
+	s.wantRunning(t, "m1", "there", 2, time.Minute)
 }
 
 // on returns the flags of a service whose tasks run on node w only.
