@@ -2,28 +2,20 @@ package manager
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
-	"io"
 	"log/slog"
-	"slices"
 	"time"
 
-	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
 )
 
 const (
-	keyRotation      = 12 * time.Hour
-	keySize          = 16
-	keysPerSubsystem = 3
+	keyRotation = 12 * time.Hour
 	// blacklistGrace is how long an entry outlives the certificate that it is about.
 	blacklistGrace = 7 * 24 * time.Hour
 )
-
-// subsystems are the users of network keys, in the order of their first clock values.
-func subsystems() [2]string { return [2]string{"networking:gossip", "networking:ipsec"} }
 
 // runCluster rotates the network keys and purges the blacklist.
 func (m *Manager) runCluster(ctx context.Context) error {
@@ -52,31 +44,10 @@ func (m *Manager) ensureKeys(tx *store.Tx) error {
 		return nil
 	}
 	c = model.Clone(c)
-	var start [2]byte
-	if _, err := io.ReadFull(m.random, start[:]); err != nil {
-		return fmt.Errorf("make network keys: %w", err)
-	}
-	c.EncryptionKeyLamportClock = uint64(binary.BigEndian.Uint16(start[:]))
-	for _, subsystem := range subsystems() {
-		for range keysPerSubsystem {
-			if err := m.addKey(c, subsystem); err != nil {
-				return err
-			}
-		}
+	if err := pki.FirstNetworkKeys(c, m.random); err != nil {
+		return err
 	}
 	return tx.Update(c)
-}
-
-func (m *Manager) addKey(c *api.Cluster, subsystem string) error {
-	key := make([]byte, keySize)
-	if _, err := io.ReadFull(m.random, key); err != nil {
-		return fmt.Errorf("make network key: %w", err)
-	}
-	c.EncryptionKeyLamportClock++
-	c.NetworkBootstrapKeys = append(c.NetworkBootstrapKeys, &api.EncryptionKey{
-		Subsystem: subsystem, Algorithm: api.EncryptionKey_AES_128_GCM, Key: key, LamportTime: c.EncryptionKeyLamportClock,
-	})
-	return nil
 }
 
 // rotateKeys replaces the oldest key of each subsystem.
@@ -88,35 +59,10 @@ func (m *Manager) rotateKeys(tx *store.Tx) error {
 	if c == nil {
 		return nil
 	}
-	for _, subsystem := range subsystems() {
-		if err := m.addKey(c, subsystem); err != nil {
-			return err
-		}
-		for count(c, subsystem) > keysPerSubsystem {
-			c.NetworkBootstrapKeys = slices.Delete(c.NetworkBootstrapKeys, oldest(c, subsystem), oldest(c, subsystem)+1)
-		}
+	if err := pki.RotateNetworkKeys(c, m.random, pki.GossipKeys, pki.OverlayKeys); err != nil {
+		return err
 	}
 	return tx.Update(c)
-}
-
-func count(c *api.Cluster, subsystem string) (n int) {
-	for _, k := range c.GetNetworkBootstrapKeys() {
-		if k.GetSubsystem() == subsystem {
-			n++
-		}
-	}
-	return n
-}
-
-func oldest(c *api.Cluster, subsystem string) int {
-	found := -1
-	for i, k := range c.GetNetworkBootstrapKeys() {
-		if k.GetSubsystem() == subsystem &&
-			(found < 0 || k.GetLamportTime() < c.GetNetworkBootstrapKeys()[found].GetLamportTime()) {
-			found = i
-		}
-	}
-	return found
 }
 
 // purgeBlacklist forgets removed nodes whose certificates ended long ago.

@@ -10,6 +10,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
 )
 
 // Kind says what a Key names.
@@ -89,7 +90,7 @@ func New(v View) *Map {
 	m := &Map{
 		nodes: map[string]*node{}, networks: map[string]*network{}, services: map[string]*service{},
 		tasks: map[string]map[string]*skepv1.OverlayEndpoint{}, port: v.Cluster().GetVXLANUDPPort(),
-		secret: secretOf(v.Cluster()),
+		secret: pki.NewestNetworkKey(v.Cluster(), pki.OverlayKeys),
 	}
 	for n := range v.Networks() {
 		m.putNetwork(n)
@@ -142,7 +143,7 @@ func (m *Map) putCluster(c *api.Cluster) []Notice {
 			out = append(out, Notice{id, Key{Kind: Local}})
 		}
 	}
-	if secret := secretOf(c); !bytes.Equal(secret, m.secret) {
+	if secret := pki.NewestNetworkKey(c, pki.OverlayKeys); !bytes.Equal(secret, m.secret) {
 		m.secret = secret
 		for id, n := range m.networks {
 			if n.record.GetEncrypted() {

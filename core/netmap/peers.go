@@ -11,20 +11,6 @@ import (
 	"github.com/skep-dev/skep/core/model"
 )
 
-// overlayKeys is the subsystem of the cluster's keys for overlay traffic.
-const overlayKeys = "networking:ipsec"
-
-// secretOf returns the cluster's newest key for overlay traffic, nil without one.
-func secretOf(c *api.Cluster) []byte {
-	var newest *api.EncryptionKey
-	for _, k := range c.GetNetworkBootstrapKeys() {
-		if k.GetSubsystem() == overlayKeys && (newest == nil || k.GetLamportTime() > newest.GetLamportTime()) {
-			newest = k
-		}
-	}
-	return newest.GetKey()
-}
-
 // toPeers tells all members of an encrypted network about one of its nodes.
 func (m *Map) toPeers(networkID, nodeID string) []Notice {
 	if !m.networks[networkID].record.GetEncrypted() {

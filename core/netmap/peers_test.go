@@ -10,6 +10,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
 )
 
 // encryptedNode is a node with a WireGuard key.
@@ -38,8 +39,8 @@ func encryptedTask(id, node string) *api.Task {
 
 func keysOf(secret string) *api.Cluster {
 	return &api.Cluster{NetworkBootstrapKeys: []*api.EncryptionKey{
-		{Subsystem: overlayKeys, Key: []byte(secret), LamportTime: 9},
-		{Subsystem: overlayKeys, Key: []byte("older"), LamportTime: 3},
+		{Subsystem: pki.OverlayKeys, Key: []byte(secret), LamportTime: 9},
+		{Subsystem: pki.OverlayKeys, Key: []byte("older"), LamportTime: 3},
 		{Subsystem: "networking:gossip", Key: []byte("gossip"), LamportTime: 12},
 	}}
 }
