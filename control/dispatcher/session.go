@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
 )
 
 // The errors that nodes look for.
@@ -154,12 +156,22 @@ func (d *Dispatcher) lostStream(t *term, n *node, session string) {
 	}
 }
 
+// networkKeys are the cluster's network keys for a node. Skep's nodes are told per network
+// what they share with others, and not what that is derived from.
+func networkKeys(c *api.Cluster, n *api.Node) []*api.EncryptionKey {
+	keys := c.GetNetworkBootstrapKeys()
+	if _, ours := n.GetDescription().GetEngine().GetLabels()[model.EncryptionLabel]; !ours {
+		return keys
+	}
+	return slices.DeleteFunc(slices.Clone(keys), func(k *api.EncryptionKey) bool { return k.GetSubsystem() == pki.OverlayKeys })
+}
+
 func (d *Dispatcher) sessionMessage(nodeID, session string) *api.SessionMessage {
 	view := d.cfg.State.View()
 	msg := &api.SessionMessage{
 		SessionId:            session,
 		Node:                 view.Node(nodeID),
-		NetworkBootstrapKeys: view.Cluster().GetNetworkBootstrapKeys(),
+		NetworkBootstrapKeys: networkKeys(view.Cluster(), view.Node(nodeID)),
 		RootCA:               view.Cluster().GetRootCa().GetCaCert(),
 		Managers:             d.managers(),
 	}

@@ -99,6 +99,11 @@ func (o *Ops) UpdateCluster(ctx context.Context, req *api.UpdateClusterRequest) 
 		if err := o.lock(updated, req.GetRotation().GetManagerUnlockKey()); err != nil {
 			return err
 		}
+		if rotateLabel(old) != rotateLabel(updated) {
+			if err := pki.RotateNetworkKeys(updated, o.random, pki.OverlayKeys); err != nil {
+				return err
+			}
+		}
 		purgeBlacklist(updated, tx.Now())
 		return tx.Update(updated)
 	})
@@ -108,9 +113,17 @@ func (o *Ops) UpdateCluster(ctx context.Context, req *api.UpdateClusterRequest) 
 	return &api.UpdateClusterResponse{Cluster: redactCluster(updated)}, nil
 }
 
+// rotateLabel is what a change of asks for other keys of encrypted networks.
+func rotateLabel(c *api.Cluster) string {
+	return c.GetSpec().GetAnnotations().GetLabels()[model.RotateLabel]
+}
+
 func validateCluster(spec *api.ClusterSpec) error {
 	if d := spec.GetCaConfig().GetNodeCertExpiry(); d != nil && d.AsDuration() < minCertExpiry {
 		return invalid("minimum certificate expiry time is: %s", minCertExpiry)
+	}
+	if which, on := spec.GetAnnotations().GetLabels()[model.EncryptLabel]; on && which != model.EncryptAll {
+		return invalid("label %s=%s of the swarm: it is %s, or the swarm does not have it", model.EncryptLabel, which, model.EncryptAll)
 	}
 	if spec.GetDispatcher().GetHeartbeatPeriod().AsDuration() < 0 {
 		return invalid("heartbeat time period cannot be a negative duration")

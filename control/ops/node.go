@@ -10,6 +10,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
 )
 
@@ -164,7 +165,7 @@ func (o *Ops) RemoveNode(ctx context.Context, req *api.RemoveNodeRequest) (*api.
 		if !req.GetForce() && n.GetStatus().GetState() == api.NodeStatus_READY {
 			return model.Errorf(model.Precondition, "node %s is not down and can't be removed", n.GetId())
 		}
-		if err := blacklist(tx, n); err != nil {
+		if err := o.blacklist(tx, n); err != nil {
 			return err
 		}
 		if err := orphanTasks(tx, n.GetId()); err != nil {
@@ -178,7 +179,9 @@ func (o *Ops) RemoveNode(ctx context.Context, req *api.RemoveNodeRequest) (*api.
 	return new(api.RemoveNodeResponse), nil
 }
 
-func blacklist(tx *store.Tx, n *api.Node) error {
+// blacklist refuses a removed node's certificate, and has those who stay change the keys of
+// encrypted networks.
+func (o *Ops) blacklist(tx *store.Tx, n *api.Node) error {
 	old := tx.Snapshot().Cluster()
 	if old == nil {
 		return nil
@@ -194,6 +197,11 @@ func blacklist(tx *store.Tx, n *api.Node) error {
 		}
 	}
 	c.BlacklistedCertificates[n.GetId()] = entry
+	if len(c.GetNetworkBootstrapKeys()) > 0 {
+		if err := pki.RotateNetworkKeys(c, o.random, pki.OverlayKeys); err != nil {
+			return err
+		}
+	}
 	purgeBlacklist(c, tx.Now())
 	return tx.Update(c)
 }

@@ -43,6 +43,9 @@ const (
 	EncryptLabel = "skep.encrypt"
 	// EncryptAll is its value for all but the ingress network.
 	EncryptAll = "all"
+	// RotateLabel on the swarm's spec is a number that people count up to have the keys of
+	// encrypted networks changed.
+	RotateLabel = "skep.encrypt.rotate"
 )
 
 // Encrypted reports whether encryption was asked for when a network was made.

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/platform/process"
 )
 
@@ -41,6 +42,7 @@ type upOptions struct {
 	daemon  Daemon
 	join    string
 	noSwarm bool
+	encrypt bool
 	unit    string
 	timeout time.Duration
 }
@@ -60,6 +62,8 @@ context "skep" for it. A node that is up already is left as it is.`,
 			switch {
 			case o.join != "" && len(given) == 0:
 				return errors.New("--join needs the address of a manager: skep up --join TOKEN ADDR")
+			case o.encrypt && (o.join != "" || o.noSwarm):
+				return errors.New("--encrypt-all is for a new swarm: a node that joins does as its swarm does")
 			case o.join == "" && len(given) > 0:
 				return fmt.Errorf("wrong number of arguments: usage: %s", c.UseLine())
 			}
@@ -78,6 +82,7 @@ context "skep" for it. A node that is up already is left as it is.`,
 	o.daemon.flags(c.Flags())
 	c.Flags().StringVar(&o.join, "join", "", "join the swarm of this token instead of beginning one")
 	c.Flags().BoolVar(&o.noSwarm, "no-swarm", false, "neither begin nor join a swarm")
+	c.Flags().BoolVar(&o.encrypt, "encrypt-all", false, "encrypt every overlay network of the new swarm, as if made with --opt encrypted")
 	c.Flags().StringVar(&o.unit, "unit", "skep", "name of the systemd unit")
 	c.Flags().DurationVar(&o.timeout, "timeout", 2*time.Minute, "give up after this time")
 	return c
@@ -245,7 +250,12 @@ func (a *app) enlist(ctx context.Context, c *client.Client, o upOptions, manager
 		return advertiseHint(err, "join the swarm")
 	}
 	a.say("beginning a swarm")
+	var spec swarm.Spec
+	if o.encrypt {
+		spec.Labels = map[string]string{model.EncryptLabel: model.EncryptAll}
+	}
 	if _, err := c.SwarmInit(ctx, client.SwarmInitOptions{
+		Spec:       spec,
 		ListenAddr: o.daemon.ListenAddr, AdvertiseAddr: o.daemon.AdvertiseAddr, Availability: swarm.NodeAvailabilityActive,
 		DefaultAddrPool: []netip.Prefix{}, SubnetSize: 24,
 	}); err != nil {
