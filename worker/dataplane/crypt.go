@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -53,6 +54,14 @@ type crypt struct {
 	id, name string
 	tunnel   tunnel
 	peers    map[wireguard.Key]netip.AddrPort // where the managers say they are
+	unwatch  func()                           // nil while the device's end is not watched for
+}
+
+func (c *crypt) close() {
+	if c.unwatch != nil {
+		c.unwatch()
+	}
+	c.fabric.close()
 }
 
 func (d *Dataplane) cryptNS(network string) string {
@@ -74,31 +83,62 @@ func (d *Dataplane) cryptLabels() []string {
 
 // recoverKey takes over the key that the devices of a former process have, or makes one.
 func (d *Dataplane) recoverKey() error {
-	d.encryption = d.cfg.encryptions()
-	sockets, err := filepath.Glob(filepath.Join(d.cfg.ExecDir, cryptPrefix+"*.sock"))
+	d.encryption = d.encryptions()
+	spaces, err := filepath.Glob(filepath.Join(d.cfg.ExecDir, cryptPrefix+"*"))
 	if err != nil {
 		return err
 	}
-	for _, s := range sockets {
-		if p, ok := wireguard.Find(s); ok {
-			if c, err := p.Read(); err == nil && !c.Private.IsZero() {
-				d.private = c.Private
-				return nil
-			}
+	for _, path := range spaces {
+		if d.private = keyOfDevice(path); !d.private.IsZero() {
+			return nil
 		}
 	}
 	d.private, err = wireguard.NewPrivateKey()
 	return err
 }
 
+// keyOfDevice returns the private key of the device in a namespace, zero without one.
+func keyOfDevice(path string) wireguard.Key {
+	if !pinned(path) {
+		return wireguard.Key{}
+	}
+	t, running := wireguard.Find(cryptSocket(path))
+	if running {
+		if c, err := t.Read(); err == nil {
+			return c.Private
+		}
+	}
+	kernel := &wireguard.Kernel{Within: func(f func() error) error { return withinPath(path, func(netns.NsHandle) error { return f() }) }}
+	c, err := kernel.Read()
+	if err != nil {
+		return wireguard.Key{} // it has no device
+	}
+	return c.Private
+}
+
 // encryptions probes how this node can encrypt.
-func (c *Config) encryptions() []string {
+func (d *Dataplane) encryptions() []string {
 	var out []string
-	if f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err == nil && len(c.WireGuard) > 0 {
+	if err := d.probeWireGuard(); err == nil {
+		out = append(out, model.WireGuard)
+	}
+	if f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err == nil {
 		_ = f.Close()
-		out = append(out, model.UserspaceWireGuard)
+		if len(d.cfg.WireGuard) > 0 {
+			out = append(out, model.UserspaceWireGuard)
+		}
 	}
 	return out
+}
+
+// probeWireGuard makes a device of the kernel in a namespace of its own.
+func (d *Dataplane) probeWireGuard() error {
+	path := filepath.Join(d.cfg.ExecDir, ".probe-wg")
+	if err := makeNamespace(path); err != nil {
+		return err
+	}
+	err := withinPath(path, func(ns netns.NsHandle) error { return wireguard.MakeKernel(d.host, ns, 1420) })
+	return errors.Join(err, removeNamespace(path))
 }
 
 // cryptNeeded returns the encrypted networks of this node's containers, sorted.
@@ -223,18 +263,26 @@ func (d *Dataplane) ensureTunnel(c *crypt, mtu int, x *drift) (netlink.Link, err
 	if err != nil {
 		return nil, err
 	}
-	if !running || link == nil {
+	_, kernel := link.(*netlink.Wireguard)
+	if link == nil || !kernel && !running {
 		if !x.add(kindLink, "network %s: its WireGuard device is missing", c.name) {
 			return nil, nil //nolint:nilnil // nothing is to be mended
 		}
-		if p, err = d.startTunnel(c, p, mtu); err != nil {
+		if p, err = d.makeTunnel(c, p, mtu); err != nil {
 			return nil, err
 		}
 		if link, err = c.h.LinkByName(wireguard.Link); err != nil {
 			return nil, fmt.Errorf("find WireGuard device of network %s: %w", c.name, err)
 		}
 	}
-	c.tunnel = p
+	if p == nil {
+		c.tunnel = &wireguard.Kernel{Within: func(f func() error) error { return within(c.ns, f) }}
+	} else {
+		c.tunnel = p
+		if err := d.watchTunnel(c, p); err != nil {
+			return nil, err
+		}
+	}
 	if link.Attrs().MTU != mtu && x.add(kindLink, "network %s: its WireGuard device has another MTU than %d", c.name, mtu) {
 		if err := c.h.LinkSetMTU(link, mtu); err != nil {
 			return nil, fmt.Errorf("set MTU of network %s: %w", c.name, err)
@@ -248,15 +296,36 @@ func (d *Dataplane) ensureTunnel(c *crypt, mtu int, x *drift) (netlink.Link, err
 	return link, nil
 }
 
-// startTunnel starts the device of an encrypted network; old runs without its link, if it is
-// not nil.
-func (d *Dataplane) startTunnel(c *crypt, old *wireguard.Process, mtu int) (*wireguard.Process, error) {
+// watchTunnel has everything looked at when the device of a network ends unasked.
+func (d *Dataplane) watchTunnel(c *crypt, p *wireguard.Process) (err error) {
+	if c.unwatch != nil {
+		return nil
+	}
+	c.unwatch, err = p.Watch(func() {
+		select {
+		case d.ended <- struct{}{}:
+		default: // somebody is about to look
+		}
+	})
+	return err
+}
+
+// makeTunnel makes the device of an encrypted network: the kernel's, which is nil, or a
+// process. One that runs without its link, old if it is not nil, ends first.
+func (d *Dataplane) makeTunnel(c *crypt, old *wireguard.Process, mtu int) (*wireguard.Process, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), tunnelTimeout) //nolint:forbidigo // bounded; there is no caller to cancel it
 	defer cancel()
+	if c.unwatch != nil {
+		c.unwatch()
+		c.unwatch = nil
+	}
 	if old != nil {
 		if err := old.Close(ctx); err != nil {
 			return nil, err
 		}
+	}
+	if slices.Contains(d.encryption, model.WireGuard) {
+		return nil, wireguard.MakeKernel(d.host, c.ns, mtu)
 	}
 	path := d.cryptNS(c.id)
 	serving := wireguard.Serving{Namespace: path, Socket: cryptSocket(path), MTU: mtu}
@@ -386,7 +455,7 @@ func (d *Dataplane) ensureRoutes(c *crypt, n *skepv1.OverlayNetwork, wg netlink.
 		if _, stays := want[p]; stays || !x.add(kindForward, "network %s: the way to %s is there without reason", c.name, p) {
 			continue
 		}
-		if err := c.h.RouteDel(&netlink.Route{LinkIndex: link, Dst: ipNet(p)}); err != nil && !errors.Is(err, unix.ESRCH) {
+		if err := c.h.RouteDel(&netlink.Route{LinkIndex: link, Dst: ipNet(p), Scope: netlink.SCOPE_NOWHERE}); err != nil && !errors.Is(err, unix.ESRCH) {
 			errs = append(errs, fmt.Errorf("network %s: remove route to %s: %w", c.name, p, err))
 		}
 	}
@@ -442,8 +511,17 @@ func (p *port) ensureRouted(f *fabric, h *netlink.Handle, link, eth netlink.Link
 			return fmt.Errorf("set neighbour %s: %w", a, err)
 		}
 	}
+	// Should the link go, what is meant for the network must not take the way out.
+	unreachable := &netlink.Route{Dst: ipNet(p.overlay.Address.Masked()), Type: unix.RTN_UNREACHABLE, Priority: math.MaxInt32}
+	if err := h.RouteReplace(unreachable); err != nil {
+		return fmt.Errorf("close the way out to %s: %w", p.overlay.Address.Masked(), err)
+	}
 	if !p.overlay.Address6.IsValid() {
 		return nil
+	}
+	unreachable = &netlink.Route{Dst: ipNet(p.overlay.Address6.Masked()), Type: unix.RTN_UNREACHABLE, Priority: math.MaxInt32}
+	if err := h.RouteReplace(unreachable); err != nil {
+		return fmt.Errorf("close the way out to %s: %w", p.overlay.Address6.Masked(), err)
 	}
 	// Nobody answers for others in IPv6, so the container asks the router for everybody.
 	index := eth.Attrs().Index

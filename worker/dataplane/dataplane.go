@@ -72,6 +72,7 @@ type Dataplane struct {
 	// encryption is how this node can encrypt, private the key by which it does.
 	encryption []string
 	private    wireguard.Key
+	ended      chan struct{} // has a value when a WireGuard device ended
 	forwards   chan struct{} // holds a token for each question that waits for another resolver
 
 	mu        sync.Mutex
@@ -121,6 +122,7 @@ func New(cfg Config) (*Dataplane, error) {
 		cfg: cfg, bridge: cfg.Bridge, names: newDirectory(), forwards: make(chan struct{}, maxForwards),
 		reserved: map[string][]*reservation{}, want: netplan.NewState(), changed: make(chan struct{}),
 		journal: newJournal(cfg.ExecDir), sandboxes: map[string]*sandbox{}, crypts: map[string]*crypt{},
+		ended: make(chan struct{}, 1),
 	}
 	if d.bridge == "" {
 		sum := sha256.Sum256([]byte(cfg.Dir))
@@ -561,6 +563,7 @@ func (d *Dataplane) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-d.ended:
 		}
 		d.check(ctx)
 	}

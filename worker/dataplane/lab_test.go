@@ -30,6 +30,8 @@ type lab struct {
 	dir   string
 	nodes []*labNode
 	wire  string // the namespace of the bridge that joins them
+	// program is this test's, which is also a userspace WireGuard device.
+	program string
 }
 
 type labNode struct {
@@ -45,10 +47,14 @@ func newLab(t *testing.T, nodes int) *lab {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root for network namespaces")
 	}
-	l := &lab{t: t, dir: t.TempDir()}
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lab{t: t, dir: t.TempDir(), program: program}
 	l.wire = filepath.Join(l.dir, "wire")
 	l.namespace(l.wire)
-	err := withinPath(l.wire, func(netns.NsHandle) error {
+	err = withinPath(l.wire, func(netns.NsHandle) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.Flags = "wire", net.FlagUp
 		off := false
@@ -121,7 +127,8 @@ func (l *lab) start(n *labNode) {
 	err := withinPath(n.path, func(netns.NsHandle) (err error) {
 		n.Dataplane, err = New(Config{
 			Dir: filepath.Join(n.dir, "d"), ExecDir: filepath.Join(n.dir, "x"), Address: netip.MustParsePrefix("172.30.0.1/16"),
-			Log: slog.New(slog.NewTextHandler(l.t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
+			WireGuard: []string{l.program, deviceCommand},
+			Log:       slog.New(slog.NewTextHandler(l.t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 		})
 		return err
 	})

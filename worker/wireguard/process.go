@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netns"
@@ -67,10 +68,7 @@ func Serve(ctx context.Context, s Serving) error {
 	if err != nil {
 		return err
 	}
-	log := &device.Logger{Verbosef: device.DiscardLogf, Errorf: func(format string, args ...any) {
-		fmt.Fprintf(os.Stderr, time.Now().UTC().Format(time.RFC3339)+" "+format+"\n", args...)
-	}}
-	d := device.NewDevice(link, conn.NewDefaultBind(), log)
+	d := device.NewDevice(link, conn.NewDefaultBind(), &device.Logger{Verbosef: device.DiscardLogf, Errorf: complaints(os.Stderr, logged)})
 	defer d.Close()
 	listen, err := listenAt(s.Socket)
 	if err != nil {
@@ -107,34 +105,46 @@ func Serve(ctx context.Context, s Serving) error {
 	}
 }
 
-// makeLink makes the TUN link in its namespace.
-func makeLink(s Serving) (tun.Device, error) {
-	type made struct {
-		tun.Device
+// logged bounds the lines that a device may write: whoever cannot reach another would go on
+// for ever, and nobody turns its log over.
+const logged = 1000
 
-		err error
-	}
-	done := make(chan made, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		ns, err := netns.GetFromPath(s.Namespace)
-		if err != nil {
-			done <- made{err: err}
-			return
+// complaints returns a function that writes lines, the first so many.
+func complaints(w io.Writer, left int64) func(format string, args ...any) {
+	var count atomic.Int64
+	return func(format string, args ...any) {
+		if n := count.Add(1); n <= left {
+			fmt.Fprintf(w, time.Now().UTC().Format(time.RFC3339)+" "+format+"\n", args...) //nolint:errcheck // there is nobody to tell
 		}
-		defer ns.Close() //nolint:errcheck // a read-only descriptor
-		if err := netns.Set(ns); err != nil {
-			done <- made{err: err}
-			return
-		}
-		link, err := tun.CreateTUN(Link, s.MTU)
-		done <- made{link, err}
-	}()
-	m := <-done
-	if m.err != nil {
-		return nil, fmt.Errorf("make link in %s: %w", s.Namespace, m.err)
 	}
-	return m.Device, nil
+}
+
+// makeLink makes the TUN link in its namespace. The thread returns to its own: by the main
+// thread's others see where the process belongs.
+func makeLink(s Serving) (link tun.Device, err error) {
+	runtime.LockOSThread()
+	own, err := netns.Get()
+	if err != nil {
+		return nil, fmt.Errorf("make link: %w", err)
+	}
+	defer own.Close() //nolint:errcheck // a read-only descriptor
+	ns, err := netns.GetFromPath(s.Namespace)
+	if err != nil {
+		return nil, fmt.Errorf("make link in %s: %w", s.Namespace, err)
+	}
+	defer ns.Close() //nolint:errcheck // a read-only descriptor
+	if err := netns.Set(ns); err != nil {
+		return nil, fmt.Errorf("make link in %s: %w", s.Namespace, err)
+	}
+	link, err = tun.CreateTUN(Link, s.MTU)
+	if back := netns.Set(own); back != nil {
+		return nil, fmt.Errorf("leave %s: %w", s.Namespace, errors.Join(err, back))
+	}
+	runtime.UnlockOSThread()
+	if err != nil {
+		return nil, fmt.Errorf("make link in %s: %w", s.Namespace, err)
+	}
+	return link, nil
 }
 
 // Names of sockets may be longer than the kernel takes, so they are reached through their
@@ -215,6 +225,21 @@ func (p *Process) dial() (*net.UnixConn, error) {
 		return err
 	})
 	return c, err
+}
+
+// Watch calls ended once, on a goroutine, when the device's process ends or the returned
+// function is called.
+func (p *Process) Watch(ended func()) (stop func(), err error) {
+	c, err := p.dial()
+	if err != nil {
+		return nil, fmt.Errorf("reach userspace WireGuard: %w", err)
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, c) // it says nothing unasked; only the end matters
+		_ = c.Close()
+		ended()
+	}()
+	return func() { _ = c.Close() }, nil
 }
 
 // exchange sends a request and hands the answer to read.

@@ -1,0 +1,397 @@
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	skepv1 "github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/worker/runtime"
+	"github.com/skep-dev/skep/worker/wireguard"
+)
+
+// deviceCommand makes the test's own program a userspace WireGuard device.
+const deviceCommand = "run-wireguard-device"
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == deviceCommand {
+		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+		err := wireguard.ServeArgs(ctx, os.Args[2:])
+		stop()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// sealed are two encrypted networks with the same subnet, the first with IPv6 as well.
+func sealed() []*skepv1.OverlayNetwork {
+	one := func(id string, vni, port uint32) *skepv1.OverlayNetwork {
+		return &skepv1.OverlayNetwork{
+			Id: id, Name: id, Encrypted: true, Encryption: model.WireGuard, EncryptionPort: port,
+			Subnets: []*skepv1.OverlaySubnet{{Subnet: "10.0.8.0/24", Gateway: "10.0.8.1", Vni: vni}},
+		}
+	}
+	list := []*skepv1.OverlayNetwork{one("sealed", 4104, 51820), one("twin-of-it", 4105, 51821)}
+	list[0].Subnets = append(list[0].Subnets, &skepv1.OverlaySubnet{Subnet: "fd00:8::/64", Gateway: "fd00:8::1"})
+	return list
+}
+
+// tellPeers tells each node of all others, with preshared keys of one generation.
+func (l *lab) tellPeers(generation byte, networks ...*skepv1.OverlayNetwork) {
+	l.t.Helper()
+	for i, n := range l.nodes {
+		n.version++
+		u := &skepv1.NetworkUpdate{Version: n.version}
+		for j, other := range l.nodes {
+			for k, network := range networks {
+				if i == j {
+					continue
+				}
+				public := other.private.Public()
+				shared := make([]byte, 32)
+				shared[0], shared[1], shared[2] = generation, byte(i+j), byte(k)
+				u.Peers = append(u.Peers, &skepv1.NetworkPeer{
+					Key: &skepv1.PeerKey{NetworkId: network.GetId(), NodeId: other.id}, Addr: other.addr.String(), PublicKey: public[:], PresharedKey: shared,
+				})
+			}
+		}
+		if err := n.Apply(l.t.Context(), u); err != nil {
+			l.t.Fatal(err)
+		}
+	}
+}
+
+// sealedLab is two nodes with containers on both twin networks: a1 and a2 on the first, b1
+// and b2 on the second with their addresses.
+func sealedLab(t *testing.T) (l *lab, paths map[string]string) {
+	t.Helper()
+	l = newLab(t, 2)
+	if len(l.nodes[0].encryption) == 0 {
+		t.Skip("this kernel has neither WireGuard nor TUN")
+	}
+	var endpoints []*skepv1.OverlayEndpoint
+	for i, n := range l.nodes {
+		a := endpointOf(n, "sealed", fmt.Sprintf("a%d", i+1), "s1", fmt.Sprintf("10.0.8.%d", i+2), true)
+		a.Addresses = append(a.Addresses, fmt.Sprintf("fd00:8::%d/64", i+2))
+		endpoints = append(endpoints, a, endpointOf(n, "twin-of-it", fmt.Sprintf("b%d", i+1), "", fmt.Sprintf("10.0.8.%d", i+2), true))
+	}
+	service := &skepv1.BalancedService{Id: "s1", Name: "web", Virtual: true, Vips: []*skepv1.VirtualAddress{{NetworkId: "sealed", Addr: "10.0.8.100/24"}}}
+	l.tell(&skepv1.NetworkUpdate{Complete: true, Networks: append(nets(), sealed()...), Endpoints: append(l.legs(), endpoints...), Services: []*skepv1.BalancedService{service}})
+	l.tellPeers(1, sealed()...)
+	paths = map[string]string{}
+	for i, n := range l.nodes {
+		for network, name := range map[string]string{"sealed": "a", "twin-of-it": "b"} {
+			name = fmt.Sprintf("%s%d", name, i+1)
+			o := overlayOf(n, fmt.Sprintf("%s=10.0.8.%d", network, i+2))
+			if network == "sealed" {
+				o.Address6 = netip.MustParsePrefix(fmt.Sprintf("fd00:8::%d/64", i+2))
+			}
+			s, err := n.Attach(t.Context(), runtime.SandboxRequest{ContainerID: name, Name: name, Hostname: name, Mode: "bridge", Overlays: []runtime.OverlayRequest{o}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			paths[name] = s.NetNS
+			echo(t, s.NetNS, 80, name)
+		}
+	}
+	return l, paths
+}
+
+func TestEncryptedAcrossNodes(t *testing.T) {
+	l, in := sealedLab(t)
+	for _, network := range []string{"tcp4", "udp4"} {
+		wantWho(t, in["a1"], network, "10.0.8.3:80", "a2", "10.0.8.2")
+		wantWho(t, in["a2"], network, "10.0.8.2:80", "a1", "10.0.8.3")
+		wantWho(t, in["b1"], network, "10.0.8.3:80", "b2", "10.0.8.2")
+		wantWho(t, in["b2"], network, "10.0.8.2:80", "b1", "10.0.8.3")
+	}
+	for _, to := range []string{"10.0.8.3", "10.0.8.100"} {
+		if err := ping(in["a1"], to); err != nil {
+			t.Errorf("ping %s: %v", to, err)
+		}
+	}
+	names := map[string]bool{}
+	for range 40 {
+		name, _, err := whoIn(in["a1"], "tcp4", "10.0.8.100:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		names[name] = true
+	}
+	if len(names) != 2 {
+		t.Errorf("the service address leads to %v", names)
+	}
+	if err := ping(in["b1"], "10.0.8.77"); err == nil {
+		t.Error("somebody answers for an address that nobody has")
+	}
+	wantV6(t, in["a1"], in["a2"], "fd00:8::3")
+	wantV6(t, in["a2"], in["a1"], "fd00:8::2")
+	l.wantClean()
+	if _, kernel := l.nodes[0].crypts["sealed"].tunnel.(*wireguard.Kernel); kernel {
+		t.Log("by the kernel's WireGuard")
+	}
+}
+
+// wantV6 sends a datagram by IPv6 and wants it to arrive.
+func wantV6(t *testing.T, from, to, addr string) {
+	t.Helper()
+	var p net.PacketConn
+	if err := withinPath(to, func(netns.NsHandle) (err error) {
+		p, err = (&net.ListenConfig{}).ListenPacket(t.Context(), "udp6", "["+addr+"]:81")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	c, err := dialIn(from, "udp6", "["+addr+"]:81")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("six")); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 16)
+	if n, _, err := p.ReadFrom(buf); err != nil || string(buf[:n]) != "six" {
+		t.Errorf("%s got %q, %v", addr, buf[:n], err)
+	}
+}
+
+// TestEncryptedTakesOnlyItsOwn: what a container sends under another's address goes nowhere.
+func TestEncryptedTakesOnlyItsOwn(t *testing.T) {
+	l, in := sealedLab(t)
+	var p net.PacketConn
+	if err := withinPath(in["a2"], func(netns.NsHandle) (err error) {
+		p, err = (&net.ListenConfig{}).ListenPacket(t.Context(), "udp4", ":82")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	send := func(from string) {
+		err := withinPath(in["a1"], func(netns.NsHandle) error {
+			link, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			if from != "10.0.8.2" {
+				a := &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix(from + "/32"))}
+				if err := netlink.AddrAdd(link, a); err != nil {
+					return err
+				}
+				defer netlink.AddrDel(link, a)
+			}
+			c, err := (&net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}).DialContext(t.Context(), "udp4", "10.0.8.3:82")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write([]byte(from))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, from := range []string{"10.0.8.9", "10.0.8.3", "10.0.8.2"} {
+		send(from)
+	}
+	if err := p.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 64)
+	n, from, err := p.ReadFrom(buf)
+	if err != nil || string(buf[:n]) != "10.0.8.2" {
+		t.Errorf("the first datagram that arrives says %q and comes from %v, %v", buf[:n], from, err)
+	}
+	l.wantClean()
+}
+
+func TestEncryptedKeysRotate(t *testing.T) {
+	l, in := sealedLab(t)
+	c, err := dialIn(in["a1"], "udp4", "10.0.8.3:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2") // with a session
+	stop, result := make(chan struct{}), make(chan error, 1)
+	count := 0
+	go func() {
+		for {
+			select {
+			case <-stop:
+				result <- nil
+				return
+			default:
+			}
+			if name, _, err := whoOver(c); err != nil || name != "a2" {
+				result <- fmt.Errorf("datagram %d: %q, %w", count, name, err)
+				return
+			}
+			count++
+		}
+	}()
+	for generation := byte(2); generation < 12; generation++ {
+		l.tellPeers(generation, sealed()...)
+		for _, n := range l.nodes {
+			have, err := n.crypts["sealed"].tunnel.Read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range have.Peers {
+				if p.Preshared[0] != generation {
+					t.Errorf("%s has a key of generation %d, want %d", n.id, p.Preshared[0], generation)
+				}
+			}
+		}
+	}
+	close(stop)
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	t.Logf("%d datagrams there and back under ten rotations", count)
+	l.wantClean()
+}
+
+func TestEncryptedIsMended(t *testing.T) {
+	l, in := sealedLab(t)
+	n := l.nodes[0]
+	spoil := map[string]func(*crypt) error{
+		"route": func(c *crypt) error {
+			return c.h.RouteDel(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("10.0.8.2/32")), Scope: netlink.SCOPE_NOWHERE})
+		},
+		"link": func(c *crypt) error {
+			wg, err := c.h.LinkByName(wireguard.Link)
+			if err != nil {
+				return err
+			}
+			return c.h.LinkSetDown(wg)
+		},
+		"peer": func(c *crypt) error {
+			return c.tunnel.Write(wireguard.Changes{Remove: []wireguard.Key{l.nodes[1].private.Public()}})
+		},
+		"stranger": func(c *crypt) error {
+			return c.tunnel.Write(wireguard.Changes{Peers: []wireguard.Change{{Key: wireguard.Key{5}, New: true, Add: []netip.Prefix{netip.MustParsePrefix("10.0.8.3/32")}}}})
+		},
+		"port": func(c *crypt) error { return c.tunnel.Write(wireguard.Changes{Port: 7777}) },
+	}
+	for _, what := range sortedKeys(spoil) {
+		if err := spoil[what](n.crypts["sealed"]); err != nil {
+			t.Fatalf("spoil %s: %v", what, err)
+		}
+		if found, err := n.Check(t.Context()); err != nil || len(found) == 0 {
+			t.Errorf("%s: %q, %v, want a difference", what, found, err)
+		}
+		n.check(t.Context())
+		l.wantClean()
+		wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2")
+	}
+}
+
+// wantWhoSoon is wantWho by datagrams, again and again: a device that was just spoilt may
+// make others wait five seconds for the next handshake.
+func wantWhoSoon(t *testing.T, path, to, name, seen string) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; {
+		gotName, gotSeen, err := whoIn(path, "udp4", to)
+		if err == nil && gotName == name && gotSeen == seen {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s: %q saw %q, %v; want %q to see %q", to, gotName, gotSeen, err, name, seen)
+		}
+	}
+}
+
+// TestEncryptedOutlivesTheDaemon: traffic goes on without it, and the next one takes over.
+func TestEncryptedOutlivesTheDaemon(t *testing.T) {
+	l, in := sealedLab(t)
+	n := l.nodes[0]
+	wantWho(t, in["a1"], "udp4", "10.0.8.3:80", "a2", "10.0.8.2")
+	key := n.private
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantWho(t, in["a1"], "udp4", "10.0.8.3:80", "a2", "10.0.8.2")
+	wantWho(t, in["a2"], "tcp4", "10.0.8.2:80", "a1", "10.0.8.3")
+	l.start(n)
+	if n.private != key {
+		t.Error("the node has another key now")
+	}
+	l.wantClean() // without any manager, which alone knows the preshared keys
+	wantWho(t, in["a2"], "udp4", "10.0.8.2:80", "a1", "10.0.8.3")
+
+	p, userspace := n.crypts["sealed"].tunnel.(*wireguard.Process)
+	if !userspace {
+		return // the kernel's device does not end
+	}
+	l.tellPeers(1, sealed()...)
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-n.ended
+	n.check(t.Context())
+	l.wantClean()
+	wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2")
+}
+
+func TestEncryptedEndpointsComeAndGo(t *testing.T) {
+	l, in := sealedLab(t)
+	allowed := func() []string {
+		have, err := l.nodes[0].crypts["sealed"].tunnel.Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, p := range have.Peers {
+			for _, a := range p.Allowed {
+				out = append(out, a.String())
+			}
+		}
+		slices.Sort(out)
+		return out
+	}
+	want := func(what string, list ...string) {
+		t.Helper()
+		if got := allowed(); !slices.Equal(got, list) {
+			t.Errorf("%s: behind the other node are %v, want %v", what, got, list)
+		}
+	}
+	want("at first", "10.0.8.3/32", "fd00:8::3/128")
+	l.tell(&skepv1.NetworkUpdate{Endpoints: []*skepv1.OverlayEndpoint{endpointOf(l.nodes[1], "sealed", "a3", "s1", "10.0.8.4", true)}})
+	want("one came", "10.0.8.3/32", "10.0.8.4/32", "fd00:8::3/128")
+	l.tell(&skepv1.NetworkUpdate{RemovedEndpoints: []*skepv1.EndpointKey{{NetworkId: "sealed", TaskId: "a3"}}})
+	want("it went", "10.0.8.3/32", "fd00:8::3/128")
+	for i, n := range l.nodes {
+		for _, name := range []string{"a", "b"} {
+			if err := n.Detach(t.Context(), fmt.Sprintf("%s%d", name, i+1)); err != nil {
+				t.Error(err)
+			}
+			delete(in, fmt.Sprintf("%s%d", name, i+1))
+		}
+		left, err := filepath.Glob(filepath.Join(n.dir, "x", cryptPrefix+"*"))
+		if err != nil || len(left) > 0 || len(n.crypts) > 0 {
+			t.Errorf("%s: %v is left, %v", n.id, left, err)
+		}
+	}
+}
