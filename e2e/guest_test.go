@@ -1,0 +1,197 @@
+package e2e
+
+import (
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// guestTimeout bounds a guest on a machine that has other work: without acceleration it
+// is some ten times slower than the machine.
+const guestTimeout = 5 * time.Minute
+
+// TestGuestKernel runs the data plane's tests of encryption in a virtual machine whose kernel
+// has WireGuard, as users' machines do and the machines of the tests may not.
+func TestGuestKernel(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a virtual machine")
+	}
+	qemu, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		t.Skip("needs qemu-system-x86_64: tools/deps.sh qemu-system-x86_64:qemu-system-x86")
+	}
+	dir := t.TempDir()
+	kernel, err := filepath.Abs("../bin/guest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "../tools/guest-kernel.sh", kernel)
+	program := filepath.Join(dir, "guest.test")
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-ldflags", "-s -w", "-o", program, "../worker/dataplane")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	root := filepath.Join(dir, "root")
+	guestRoot(t, root, kernel, program, "-test.v -test.run ^TestEncrypted -test.timeout 4m")
+	image := filepath.Join(dir, "initrd")
+	if err := writeInitrd(image, root); err != nil {
+		t.Fatal(err)
+	}
+	out, err := try(t, guestTimeout, qemu, "-machine", "microvm,acpi=off", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1024",
+		"-no-reboot", "-nographic", "-nodefaults", "-serial", "stdio", "-kernel", filepath.Join(kernel, "vmlinuz"), "-initrd", image,
+		"-append", "console=ttyS0 reboot=t panic=-1 rdinit=/init quiet")
+	out = strings.ReplaceAll(out, "\r", "")
+	if err != nil || !strings.Contains(out, "guest: exit 0\n") {
+		t.Fatalf("guest: %v\n%s", err, out)
+	}
+	for _, line := range regexp.MustCompile(`(?m)^(guest: kernel|--- |    crypt_test).*`).FindAllString(out, -1) {
+		t.Log(line)
+	}
+	if strings.Contains(out, "--- SKIP") || !strings.Contains(out, "by the kernel's WireGuard") {
+		t.Errorf("not what was to be tested:\n%s", out)
+	}
+}
+
+// guestRoot makes the files of a guest: a shell, the kernel's modules for networks and
+// ciphers, and a test with its arguments.
+func guestRoot(t *testing.T, root, kernel, program, args string) {
+	t.Helper()
+	versions, err := os.ReadDir(filepath.Join(kernel, "modules"))
+	if err != nil || len(versions) != 1 {
+		t.Fatalf("modules of the guest's kernel: %v, %v", versions, err)
+	}
+	version := versions[0].Name()
+	from, to := filepath.Join(kernel, "modules", version), filepath.Join(root, "lib/modules", version)
+	for _, part := range []string{
+		"kernel/net/bridge", "kernel/net/802", "kernel/net/llc", "kernel/net/core", "kernel/net/ipv4", "kernel/net/ipv6", "kernel/net/key", "kernel/net/netfilter",
+		"kernel/net/packet", "kernel/net/xfrm", "kernel/crypto", "kernel/arch/x86/crypto", "kernel/lib", "kernel/drivers/net/veth.ko",
+		"kernel/drivers/net/vxlan", "kernel/drivers/net/wireguard", "kernel/drivers/net/tun.ko",
+	} {
+		copyTree(t, filepath.Join(from, part), filepath.Join(to, part))
+	}
+	for _, list := range []string{"modules.order", "modules.builtin", "modules.builtin.modinfo"} {
+		copyTree(t, filepath.Join(from, list), filepath.Join(to, list))
+	}
+	for _, d := range []string{"proc", "sys", "dev", "tmp", "run", "etc", "sbin"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copyTree(t, "/bin/busybox", filepath.Join(root, "bin/busybox"))
+	copyTree(t, "guest/init", filepath.Join(root, "init"))
+	copyTree(t, program, filepath.Join(root, "guest.test"))
+	for _, name := range []string{"bin/sh", "bin/mount", "bin/ip", "bin/cat", "bin/uname", "sbin/reboot", "sbin/modprobe"} {
+		if err := os.Symlink("/bin/busybox", filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "args"), []byte(args), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "busybox", "depmod", "-b", root, version)
+}
+
+// copyTree copies a file, or a directory if it is there.
+func copyTree(t *testing.T, from, to string) {
+	t.Helper()
+	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, rel)
+		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+			return err
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(target, data, info.Mode().Perm())
+	})
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+}
+
+// writeInitrd writes a directory as the kernel wants its first files: a "newc" archive.
+func writeInitrd(file, root string) error {
+	var b bytes.Buffer
+	inode := 0
+	entry := func(name string, mode uint32, data []byte) {
+		inode++
+		fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name)+1, 0)
+		pad := func() { b.Write(make([]byte, (4-b.Len()%4)%4)) }
+		b.WriteString(name + "\x00")
+		pad()
+		b.Write(data)
+		pad()
+	}
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || path == root {
+			return err
+		}
+		name, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		perm := uint32(info.Mode().Perm())
+		switch {
+		case d.IsDir():
+			entry(name, 0o040000|perm, nil)
+		case d.Type()&fs.ModeSymlink != 0:
+			to, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			entry(name, 0o120777, []byte(to))
+		default:
+			data, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			entry(name, 0o100000|perm, data)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	entry("TRAILER!!!", 0, nil)
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	z, err := gzip.NewWriterLevel(f, gzip.BestSpeed)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(z, &b); err != nil {
+		return err
+	}
+	if err := z.Close(); err != nil {
+		return err
+	}
+	return f.Close()
+}
