@@ -24,8 +24,8 @@ type Published struct {
 	Protocol  uint8
 	Published uint16
 	Target    uint16
-	// Backends are sorted addresses in the ingress network.
-	Backends []netip.Addr
+	// Backends are sorted addresses in the ingress network, Backends6 those of IPv6.
+	Backends, Backends6 []netip.Addr
 	// Gone is set in a Plan when the port is no longer published.
 	Gone bool
 }
@@ -115,7 +115,8 @@ func (s *State) published(ingress string, v *skepv1.BalancedService) []Published
 		}
 		out = append(out, Published{
 			Protocol: uint8(p.GetProtocol()), Published: uint16(p.GetPublished()), Target: uint16(p.GetTarget()),
-			Backends: s.routable(ingress, v.GetId(), netip.IPv4Unspecified()),
+			Backends:  s.routable(ingress, v.GetId(), netip.IPv4Unspecified()),
+			Backends6: s.routable(ingress, v.GetId(), netip.IPv6Unspecified()),
 		})
 	}
 	return out
@@ -150,7 +151,7 @@ func (s *State) Keepers() []netip.Addr {
 func (s *State) keeper(a netip.Addr) bool {
 	ingress := s.Ingress()
 	m := s.members[ingress.GetId()]
-	if m == nil || !a.Is4() || len(m.byAddr[a]) == 0 {
+	if m == nil || len(m.byAddr[a]) == 0 {
 		return false
 	}
 	for task := range m.byAddr[a] {

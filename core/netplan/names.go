@@ -16,11 +16,15 @@ type Answer struct {
 }
 
 // Lookup returns what a name means to a sandbox in networks, in their order: the first in
-// which it leads anywhere decides. A name may carry the network's as its last label.
+// which it leads anywhere decides. A name may carry the network's as its last label. The
+// ingress network has no names: services that publish ports do not know each other by that.
 func (s *State) Lookup(networks []string, name string) Answer {
 	name = lower(strings.TrimSuffix(name, "."))
 	var answer Answer
 	for _, id := range networks {
+		if s.networks[id].GetIngress() {
+			continue
+		}
 		a := s.lookup(id, name)
 		if short, ok := strings.CutSuffix(name, "."+lower(s.networks[id].GetName())); ok && !a.Known {
 			a = s.lookup(id, short)

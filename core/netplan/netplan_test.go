@@ -155,7 +155,8 @@ func TestNames(t *testing.T) {
 		addrs string
 	}{
 		"service address":              {"s1", []string{"n1"}, true, "[10.0.1.201]"},
-		"of the first network":         {"s1", []string{"n0", "n1"}, true, "[10.0.0.201]"},
+		"not of the ingress network":   {"s1", []string{"n0", "n1"}, true, "[10.0.1.201]"},
+		"of the first that knows it":   {"s1", []string{"n2", "n1"}, true, "[10.0.1.201]"},
 		"any case, with a dot":         {"S1.", []string{"n1"}, true, "[10.0.1.201]"},
 		"with the network's name":      {"s1.net1", []string{"n0", "n1"}, true, "[10.0.1.201]"},
 		"not on the network":           {"s1", []string{"n2"}, false, "[]"},
@@ -291,7 +292,7 @@ func (k *kernel) execute(s *State, p Plan) {
 		}
 	}
 	for _, m := range p.Publish {
-		k.ports[portKey{m.Protocol, m.Published}] = fmt.Sprint(m.Target, m.Backends)
+		k.ports[portKey{m.Protocol, m.Published}] = fmt.Sprint(m.Target, m.Backends, m.Backends6)
 		if m.Gone {
 			delete(k.ports, portKey{m.Protocol, m.Published})
 		}
@@ -355,7 +356,7 @@ func TestIncrementsEqualFromScratch(t *testing.T) {
 			}
 		}
 		for _, m := range scratch.Mesh() {
-			want.ports[portKey{m.Protocol, m.Published}] = fmt.Sprint(m.Target, m.Backends)
+			want.ports[portKey{m.Protocol, m.Published}] = fmt.Sprint(m.Target, m.Backends, m.Backends6)
 		}
 		for _, a := range scratch.Keepers() {
 			want.keepers[a] = true
@@ -421,5 +422,25 @@ func BenchmarkOneChange(b *testing.B) {
 				s.Merge(&skepv1.NetworkUpdate{Endpoints: []*skepv1.OverlayEndpoint{change}})
 			}
 		})
+	}
+}
+
+// TestIngressHasNoNames: services that publish ports do not find each other through the
+// ingress network, and find themselves in their own.
+func TestIngressHasNoNames(t *testing.T) {
+	ingress, own := network(0), network(1)
+	ingress.Ingress = true
+	s := NewState()
+	s.Merge(&skepv1.NetworkUpdate{
+		Complete: true, Networks: []*skepv1.OverlayNetwork{ingress, own}, Services: []*skepv1.BalancedService{service("s0", true, 0, 1)},
+		Endpoints: []*skepv1.OverlayEndpoint{ep("n0", "t0", "s0", "node2", 2, true), ep("n1", "t0", "s0", "node2", 2, true)},
+	})
+	for _, name := range []string{"s0", "tasks.s0", "t0", "s0.n0"} {
+		if a := s.Lookup([]string{"n0"}, name); a.Known {
+			t.Errorf("%s in the ingress network: %v", name, a)
+		}
+	}
+	if a, b := s.Lookup([]string{"n0", "n1"}, "tasks.s0"), s.Lookup([]string{"n1"}, "tasks.s0"); len(a.Addrs) == 0 || !slices.Equal(a.Addrs, b.Addrs) {
+		t.Errorf("beside the ingress network: %v, without it %v", a, b)
 	}
 }

@@ -177,6 +177,7 @@ func (s *State) touched(inc *skepv1.NetworkUpdate) touched {
 		for k := range s.byService[id] {
 			if k.Network == ingress {
 				t.kept[s.endpoints[k].v4] = struct{}{}
+				t.kept[s.endpoints[k].v6] = struct{}{}
 			}
 		}
 		for _, vip := range v.GetVips() {
@@ -260,7 +261,7 @@ func (p *Plan) compare(before, after view, t touched) {
 		is, has := after.ports[k]
 		if !has && had {
 			p.Publish = append(p.Publish, Published{Protocol: k.protocol, Published: k.published, Gone: true})
-		} else if has && (!had || was.Target != is.Target || !slices.Equal(was.Backends, is.Backends)) {
+		} else if has && (!had || was.Target != is.Target || !slices.Equal(was.Backends, is.Backends) || !slices.Equal(was.Backends6, is.Backends6)) {
 			p.Publish = append(p.Publish, is)
 		}
 	}

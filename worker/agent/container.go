@@ -185,6 +185,9 @@ func endpoint(a *api.NetworkAttachment) (*network.EndpointSettings, error) {
 func hostPorts(task *api.Task) (network.PortSet, network.PortMap, error) {
 	exposed, bindings := network.PortSet{}, network.PortMap{}
 	for _, p := range task.GetEndpoint().GetSpec().GetPorts() {
+		if p.GetProtocol() == api.PortConfig_SCTP && !kernelHas(unix.IPPROTO_SCTP) {
+			return nil, nil, model.Errorf(model.Unimplemented, "port %d/sctp cannot be served: the kernel of this node has no SCTP", p.GetTargetPort())
+		}
 		if p.GetPublishMode() != api.PortConfig_HOST {
 			continue // the routing mesh publishes it
 		}
@@ -200,6 +203,17 @@ func hostPorts(task *api.Task) (network.PortSet, network.PortMap, error) {
 		bindings[port] = append(bindings[port], network.PortBinding{HostPort: published})
 	}
 	return exposed, bindings, nil
+}
+
+// kernelHas reports whether this node's kernel opens sockets of a protocol; asking loads
+// its module.
+func kernelHas(protocol int) bool {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, protocol)
+	if err != nil {
+		return false
+	}
+	_ = unix.Close(fd)
+	return true
 }
 
 // portStatus reports the host ports that a running task really has.

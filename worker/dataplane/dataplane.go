@@ -122,7 +122,7 @@ func New(cfg Config) (*Dataplane, error) {
 		cfg: cfg, bridge: cfg.Bridge, names: newDirectory(), forwards: make(chan struct{}, maxForwards),
 		reserved: map[string][]*reservation{}, want: netplan.NewState(), changed: make(chan struct{}),
 		journal: newJournal(cfg.ExecDir), sandboxes: map[string]*sandbox{}, crypts: map[string]*crypt{},
-		ended: make(chan struct{}, 1),
+		ended: make(chan struct{}, 1), mesh: newMesh(),
 	}
 	if d.bridge == "" {
 		sum := sha256.Sum256([]byte(cfg.Dir))
@@ -229,6 +229,7 @@ func (d *Dataplane) Close() error {
 		}
 		delete(d.reserved, id)
 	}
+	d.open(nil)
 	if d.fabric != nil {
 		d.fabric.close()
 		d.fabric = nil
@@ -553,17 +554,28 @@ func (d *Dataplane) Retain(_ context.Context, containerIDs []string) error {
 	return errors.Join(errs...)
 }
 
-// Run compares the kernel with what should be there, now and then, and mends it, until ctx
-// ends. Containers keep their network then.
+// Run compares the kernel with what should be there, now and then and when somebody
+// removes tables of rules, and mends it, until ctx ends. Containers keep their network then.
 func (d *Dataplane) Run(ctx context.Context) error {
+	removed, watched := make(chan struct{}, 1), make(chan error, 1)
+	go func() { watched <- d.watchTables(ctx, removed) }()
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			if watched != nil {
+				return <-watched
+			}
 			return nil
+		case err := <-watched: // what it would tell is found by the next check
+			if watched = nil; err != nil {
+				d.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "removed tables are noticed only every ten seconds", slog.Any("error", err))
+			}
+			continue
 		case <-tick.C:
 		case <-d.ended:
+		case <-removed:
 		}
 		d.check(ctx)
 	}

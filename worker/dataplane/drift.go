@@ -37,6 +37,7 @@ type metrics struct {
 	repairs *prometheus.CounterVec
 	apply   prometheus.Histogram
 	failed  prometheus.Counter
+	taken   prometheus.Gauge
 	queries *prometheus.CounterVec
 }
 
@@ -55,6 +56,10 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Name: "skep_network_apply_failures_total",
 			Help: "Updates and checks after which the kernel did not match the plan.",
 		}),
+		taken: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "skep_network_ports_taken",
+			Help: "Published ports that are not published on this node, since somebody else listens there.",
+		}),
 		queries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "skep_network_dns_queries_total",
 			Help: "Questions of containers, by who answered.",
@@ -63,7 +68,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.repairs, m.apply, m.failed, m.queries} {
+	for _, c := range []prometheus.Collector{m.repairs, m.apply, m.failed, m.taken, m.queries} {
 		if err := r.Register(c); err != nil {
 			return nil, fmt.Errorf("register network metrics: %w", err)
 		}

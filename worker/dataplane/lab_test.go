@@ -213,14 +213,20 @@ func overlayOf(n *labNode, text string) runtime.OverlayRequest {
 // name and the address that it sees, until the test ends.
 func echo(t *testing.T, path string, port int, name string) {
 	t.Helper()
+	echoOn(t, "4", path, port, name)
+}
+
+// echoOn is echo on IPv4 or IPv6.
+func echoOn(t *testing.T, family, path string, port int, name string) {
+	t.Helper()
 	var l net.Listener
 	var p net.PacketConn
 	err := withinPath(path, func(netns.NsHandle) (err error) {
 		var lc net.ListenConfig
-		if l, err = lc.Listen(t.Context(), "tcp4", fmt.Sprintf(":%d", port)); err != nil {
+		if l, err = lc.Listen(t.Context(), "tcp"+family, fmt.Sprintf(":%d", port)); err != nil {
 			return err
 		}
-		p, err = lc.ListenPacket(t.Context(), "udp4", fmt.Sprintf(":%d", port))
+		p, err = lc.ListenPacket(t.Context(), "udp"+family, fmt.Sprintf(":%d", port))
 		return err
 	})
 	if err != nil {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/core/netplan"
@@ -41,13 +44,15 @@ func (d *Dataplane) meshTable() string { return d.bridge + "_mesh" }
 //
 // Addresses of this node and its containers repeat on others: the task could not tell them
 // from its own.
-func (d *Dataplane) meshRules(ports []netplan.Published, keepers []netip.Addr) *ruleset {
-	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: d.meshTable()}
+func (d *Dataplane) meshRules(f nftables.TableFamily, ports []netplan.Published, keepers []netip.Addr) *ruleset {
+	t := &nftables.Table{Family: f, Name: d.meshTable()}
 	published := publishedSet(t)
 	keeping := keeperSet(t)
 	s := &ruleset{table: t, sets: []*ruleSet{published, keeping}}
 	for _, a := range keepers {
-		keeping.elements = append(keeping.elements, nftables.SetElement{Key: a.AsSlice()})
+		if family(a) == f {
+			keeping.elements = append(keeping.elements, nftables.SetElement{Key: a.AsSlice()})
+		}
 	}
 	link := d.ingressLink()
 	translate := rule{exprs: slices.Concat(toLocal(), []expr.Any{
@@ -55,13 +60,15 @@ func (d *Dataplane) meshRules(ports []netplan.Published, keepers []netip.Addr) *
 		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Lookup{SourceRegister: reg0, SetName: "published", IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT},
 	})}
+	var sees []rule
+	for _, proto := range keptProtocols(f) {
+		sees = append(sees, d.keep(f, link, proto))
+	}
 	s.chains = []*ruleChain{
 		{baseChain(t, "prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest), []rule{translate}},
 		{baseChain(t, "output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest), []rule{translate}},
-		{baseChain(t, "postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource), []rule{
-			d.keep(link, unix.IPPROTO_TCP), d.keep(link, unix.IPPROTO_UDP),
-			{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, link), translated(true), masquerade())},
-		}},
+		{baseChain(t, "postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource), append(sees,
+			rule{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, link), translated(true), masquerade())})},
 		{baseChain(t, "forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter), []rule{
 			{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, link), newFlow(), translated(false), drop())},
 			{exprs: slices.Concat(named(expr.MetaKeyIIFNAME, expr.CmpOpEq, link), newFlow(), drop())},
@@ -74,15 +81,28 @@ func (d *Dataplane) meshRules(ports []netplan.Published, keepers []netip.Addr) *
 	return s
 }
 
+// keptProtocols are those of which tasks see their clients. A datagram's answer needs a way
+// out before it is marked, which sandboxes have in IPv4 only.
+func keptProtocols(f nftables.TableFamily) []byte {
+	if f == nftables.TableFamilyIPv6 {
+		return []byte{unix.IPPROTO_TCP}
+	}
+	return []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP}
+}
+
 // keep lets what goes to a task that shall see its client pass as it is.
-func (d *Dataplane) keep(link string, proto byte) rule {
+func (d *Dataplane) keep(f nftables.TableFamily, link string, proto byte) rule {
+	addr, local := d.want.Node().GetIngressAddr(), d.state.Address.Masked()
+	if f == nftables.TableFamilyIPv6 {
+		addr, local = d.want.Node().GetIngressAddr6(), netip.Prefix{}
+	}
 	ingress := netip.Prefix{}
-	if p, err := netip.ParsePrefix(d.want.Node().GetIngressAddr()); err == nil {
+	if p, err := netip.ParsePrefix(addr); err == nil {
 		ingress = p.Masked()
 	}
 	r := rule{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, link), translated(true), protocol(proto),
-		[]expr.Any{destination(nftables.TableFamilyIPv4), &expr.Lookup{SourceRegister: reg0, SetName: "keepers"}})}
-	for _, p := range []netip.Prefix{ingress, d.state.Address.Masked()} {
+		[]expr.Any{destination(f), &expr.Lookup{SourceRegister: reg0, SetName: "keepers"}})}
+	for _, p := range []netip.Prefix{ingress, local} {
 		if p.IsValid() {
 			r.exprs = append(r.exprs, sourceIn(p, false)...)
 		}
@@ -95,7 +115,11 @@ func (d *Dataplane) keep(link string, proto byte) rule {
 }
 
 func keeperSet(t *nftables.Table) *ruleSet {
-	return &ruleSet{Set: &nftables.Set{Table: t, Name: "keepers", KeyType: nftables.TypeIPAddr}}
+	key := nftables.TypeIPAddr
+	if t.Family == nftables.TableFamilyIPv6 {
+		key = nftables.TypeIP6Addr
+	}
+	return &ruleSet{Set: &nftables.Set{Table: t, Name: "keepers", KeyType: key}}
 }
 
 func drop() []expr.Any {
@@ -124,30 +148,60 @@ func publishedChainName(p netplan.Published) string {
 // listens there.
 func publishedChain(t *nftables.Table, p netplan.Published) *ruleChain {
 	ch := &ruleChain{Chain: &nftables.Chain{Name: publishedChainName(p), Table: t}}
-	if len(p.Backends) > 0 {
-		ch.rules = []rule{toBackend(p.Backends, p.Target)}
+	backends := p.Backends
+	if t.Family == nftables.TableFamilyIPv6 {
+		backends = p.Backends6
+	}
+	if len(backends) > 0 {
+		ch.rules = []rule{toBackend(backends, p.Target)}
 	}
 	return ch
 }
 
 // mesh holds the rules of this node's edge.
 type mesh struct {
-	ports   map[[2]uint16]netplan.Published // by protocol and port
+	ports   map[meshPort]netplan.Published // those that are published here; nil without rules
 	keepers map[netip.Addr]bool
-	watched
+	held    map[meshPort][]*reservation
+	taken   map[meshPort]string // by whom
+	moved   bool                // a port was taken, or given up, since the rules were written
+	v4, v6  watched             // v6 has no rules unless the ingress network has IPv6
+}
+
+// families returns the rulesets of the node's edge.
+func (m *mesh) families() []*watched {
+	if m.v6.rules == nil {
+		return []*watched{&m.v4}
+	}
+	return []*watched{&m.v4, &m.v6}
+}
+
+func (m *mesh) write(ns netns.NsHandle) error {
+	var errs []error
+	for _, w := range m.families() {
+		errs = append(errs, w.write(ns))
+	}
+	return errors.Join(errs...)
+}
+
+func newMesh() mesh {
+	return mesh{held: map[meshPort][]*reservation{}, taken: map[meshPort]string{}}
 }
 
 // planMesh sets what the rules should be.
 func (d *Dataplane) planMesh() {
-	d.mesh.ports, d.mesh.keepers = map[[2]uint16]netplan.Published{}, map[netip.Addr]bool{}
-	ports, keepers := d.want.Mesh(), d.want.Keepers()
+	d.mesh.ports, d.mesh.keepers = map[meshPort]netplan.Published{}, map[netip.Addr]bool{}
+	ports, keepers := d.open(d.want.Mesh()), d.want.Keepers()
 	for _, p := range ports {
-		d.mesh.ports[[2]uint16{uint16(p.Protocol), p.Published}] = p
+		d.mesh.ports[meshPortOf(p)] = p
 	}
 	for _, a := range keepers {
 		d.mesh.keepers[a] = true
 	}
-	d.mesh.rules = d.meshRules(ports, keepers)
+	d.mesh.v4.rules = d.meshRules(nftables.TableFamilyIPv4, ports, keepers)
+	if d.want.Node().GetIngressAddr6() != "" {
+		d.mesh.v6.rules = d.meshRules(nftables.TableFamilyIPv6, ports, keepers)
+	}
 }
 
 // updateMesh changes some ports and keepers in one transaction. Callers hold mu.
@@ -155,25 +209,59 @@ func (d *Dataplane) updateMesh(changes []netplan.Published, keep []netplan.Keepe
 	if len(changes)+len(keep) == 0 || d.mesh.ports == nil {
 		return nil
 	}
-	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: d.meshTable()}
-	published := publishedSet(t)
-	c, err := openNFT(d.hostNS)
+	ports := make([]netplan.Published, 0, len(changes))
+	known := map[meshPort]bool{}
+	for _, p := range changes {
+		at := meshPortOf(p)
+		if _, known[at] = d.mesh.ports[at]; p.Gone {
+			d.freePort(at)
+		} else if !known[at] && !d.holdPort(at) {
+			continue
+		}
+		if !p.Gone || known[at] {
+			ports = append(ports, p)
+		}
+	}
+	keep = slices.DeleteFunc(slices.Clone(keep), func(k netplan.Keeper) bool { return k.Gone != d.mesh.keepers[k.Addr] })
+	failed := false
+	for _, w := range d.mesh.families() {
+		// The rules as a whole are put together when they are next compared.
+		w.gen = 0
+		err := changeMesh(d.hostNS, w.rules.table, ports, known, keep)
+		failed = failed || err != nil
+	}
+	for _, p := range ports {
+		if d.mesh.ports[meshPortOf(p)] = p; p.Gone {
+			delete(d.mesh.ports, meshPortOf(p))
+		}
+	}
+	for _, k := range keep {
+		if d.mesh.keepers[k.Addr] = true; k.Gone {
+			delete(d.mesh.keepers, k.Addr)
+		}
+	}
+	if failed { // somebody changed our table: all of it is written anew
+		d.planMesh()
+		return d.mesh.write(d.hostNS)
+	}
+	return nil
+}
+
+// changeMesh changes ports, known to the kernel or not, and keepers of one family.
+func changeMesh(ns netns.NsHandle, t *nftables.Table, ports []netplan.Published, known map[meshPort]bool, keep []netplan.Keeper) error {
+	c, err := openNFT(ns)
 	if err != nil {
 		return err
 	}
-	for _, p := range changes {
-		key := [2]uint16{uint16(p.Protocol), p.Published}
-		_, known := d.mesh.ports[key]
+	published, keepers := publishedSet(t), keeperSet(t)
+	for _, p := range ports {
 		ch := publishedChain(t, p)
 		switch {
-		case p.Gone && !known:
-			continue
 		case p.Gone:
 			err = c.SetDeleteElements(published.Set, []nftables.SetElement{publishedElement(p)})
 			c.FlushChain(ch.Chain)
 			c.DelChain(ch.Chain)
-			delete(d.mesh.ports, key)
-		case known:
+		case known[meshPortOf(p)]:
 			c.FlushChain(ch.Chain)
 		default:
 			c.AddChain(ch.Chain)
@@ -185,43 +273,25 @@ func (d *Dataplane) updateMesh(changes []netplan.Published, keep []netplan.Keepe
 		if p.Gone {
 			continue
 		}
-		d.mesh.ports[key] = p
 		for _, r := range ch.rules {
 			if err := r.add(c, ch.Chain); err != nil {
 				return err
 			}
 		}
 	}
-	if err := d.changeKeepers(c, t, keep); err != nil {
-		return err
-	}
-	// The rules as a whole are put together when they are next compared.
-	d.mesh.gen = 0
-	if err := c.Flush(); err != nil { // somebody changed our table: all of it is written anew
-		d.planMesh()
-		return d.mesh.write(d.hostNS)
-	}
-	return nil
-}
-
-func (d *Dataplane) changeKeepers(c *nftables.Conn, t *nftables.Table, keep []netplan.Keeper) error {
-	set := keeperSet(t)
 	for _, k := range keep {
-		change := c.SetAddElements
-		switch known := d.mesh.keepers[k.Addr]; {
-		case k.Gone != known:
+		if family(k.Addr) != t.Family {
 			continue
-		case k.Gone:
-			change = c.SetDeleteElements
-			delete(d.mesh.keepers, k.Addr)
-		default:
-			d.mesh.keepers[k.Addr] = true
 		}
-		if err := change(set.Set, []nftables.SetElement{{Key: k.Addr.AsSlice()}}); err != nil {
+		change := c.SetAddElements
+		if k.Gone {
+			change = c.SetDeleteElements
+		}
+		if err := change(keepers.Set, []nftables.SetElement{{Key: k.Addr.AsSlice()}}); err != nil {
 			return fmt.Errorf("change who sees clients: %w", err)
 		}
 	}
-	return nil
+	return c.Flush()
 }
 
 // ensureMesh makes or mends the node's leg into the ingress network and its rules, or
@@ -242,11 +312,20 @@ func (d *Dataplane) ensureMesh(x *drift) error {
 	if err := d.ensureLeg(bridge.bridge, addr, x); err != nil {
 		return err
 	}
-	if d.mesh.rules == nil || d.mesh.ports == nil {
-		d.mesh.gen = 0
+	if d.mesh.ports == nil {
+		d.mesh.v4.gen, d.mesh.v6.gen = 0, 0
 	}
 	d.planMesh()
-	return d.mesh.ensure(d.hostNS, x, "routing mesh")
+	d.sayTaken(x)
+	if d.mesh.moved && x.repair {
+		d.mesh.moved = false
+		return d.mesh.write(d.hostNS)
+	}
+	var errs []error
+	for _, w := range d.mesh.families() {
+		errs = append(errs, w.ensure(d.hostNS, x, "routing mesh"))
+	}
+	return errors.Join(errs...)
 }
 
 // ensureLeg makes or mends the pair of links between host and ingress network.
@@ -321,13 +400,28 @@ func (d *Dataplane) makeLeg(bridge, mtu int, mac [6]byte, leg, outer netlink.Lin
 
 func (d *Dataplane) ensureLegAddress(leg netlink.Link, addr netip.Prefix, x *drift) error {
 	name := leg.Attrs().Name
-	have, err := d.host.AddrList(leg, netlink.FAMILY_V4)
+	wanted := []netip.Prefix{addr}
+	six, err := netip.ParsePrefix(d.want.Node().GetIngressAddr6())
+	if err == nil {
+		wanted = append(wanted, six)
+	}
+	have, err := d.host.AddrList(leg, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", name, err)
 	}
-	if !slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IP.Equal(addr.Addr().AsSlice()) }) &&
-		x.add(kindLink, "routing mesh: %s has no address %s", name, addr) {
-		if err := d.host.AddrAdd(leg, &netlink.Addr{IPNet: ipNet(addr)}); err != nil {
+	for _, want := range wanted {
+		if slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IP.Equal(want.Addr().AsSlice()) }) ||
+			!x.add(kindLink, "routing mesh: %s has no address %s", name, want) {
+			continue
+		}
+		flags := 0
+		if want.Addr().Is6() {
+			flags = unix.IFA_F_NODAD // the swarm gave it to nobody else
+			if err := within(d.hostNS, func() error { return sysctl("net/ipv6/conf/"+name+"/disable_ipv6", "0") }); err != nil {
+				return err
+			}
+		}
+		if err := d.host.AddrAdd(leg, &netlink.Addr{IPNet: ipNet(want), Flags: flags}); err != nil {
 			return fmt.Errorf("address %s: %w", name, err)
 		}
 	}
@@ -341,14 +435,41 @@ func (d *Dataplane) ensureLegAddress(leg netlink.Link, addr netip.Prefix, x *dri
 	}
 	return within(d.hostNS, func() error {
 		// The node's own loopback may ask for published ports.
-		return errors.Join(sysctl("net/ipv4/ip_forward", "1"), sysctl("net/ipv4/conf/"+name+"/route_localnet", "1"))
+		err := errors.Join(sysctl("net/ipv4/ip_forward", "1"), sysctl("net/ipv4/conf/"+name+"/route_localnet", "1"))
+		if six.IsValid() {
+			err = errors.Join(err, forward6())
+		}
+		return err
 	})
+}
+
+// forward6 lets the calling thread's namespace forward IPv6. A host that forwards takes no
+// routes from routers' advertisements any more unless each link says so.
+func forward6() error {
+	const all = "net/ipv6/conf/all/forwarding"
+	if data, err := os.ReadFile(filepath.Join("/proc/sys", all)); err != nil || len(data) > 0 && data[0] != '0' {
+		return err
+	}
+	links, err := os.ReadDir("/proc/sys/net/ipv6/conf")
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range links {
+		file := "net/ipv6/conf/" + l.Name() + "/accept_ra"
+		if data, err := os.ReadFile(filepath.Join("/proc/sys", file)); err != nil || !strings.HasPrefix(string(data), "1") {
+			continue
+		}
+		if err := sysctl(file, "2"); err != nil {
+			return err
+		}
+	}
+	return sysctl(all, "1")
 }
 
 // removeMesh removes what ensureMesh made.
 func (d *Dataplane) removeMesh(x *drift) error {
 	leg, err := d.host.LinkByName(d.ingressLink())
-	if err != nil && d.mesh.rules == nil {
+	if err != nil && d.mesh.v4.rules == nil {
 		return nil // there is none
 	}
 	if !x.add(kindLink, "routing mesh: there is no ingress network, but its link or rules") {
@@ -358,8 +479,11 @@ func (d *Dataplane) removeMesh(x *drift) error {
 	if leg != nil {
 		errs = append(errs, d.host.LinkDel(leg))
 	}
-	errs = append(errs, d.meshRules(nil, nil).remove(d.hostNS))
-	d.mesh = mesh{}
+	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		errs = append(errs, d.meshRules(f, nil, nil).remove(d.hostNS))
+	}
+	d.open(nil)
+	d.mesh = newMesh()
 	return errors.Join(errs...)
 }
 

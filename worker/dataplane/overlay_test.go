@@ -338,6 +338,66 @@ func TestRoutingMesh(t *testing.T) {
 	}
 }
 
+// TestPublishedPortsAreHeld: a process of the node cannot get a published port, and one that
+// has it keeps it.
+func TestPublishedPortsAreHeld(t *testing.T) {
+	l := newLab(t, 1)
+	n := l.nodes[0]
+	outside := l.host("outside", netip.MustParseAddr("192.0.2.50"))
+	listen := func(port int) (tcp net.Listener, err error) {
+		err = withinPath(n.path, func(netns.NsHandle) (err error) {
+			tcp, err = new(net.ListenConfig).Listen(t.Context(), "tcp4", fmt.Sprintf(":%d", port))
+			return err
+		})
+		return tcp, err
+	}
+	early, err := listen(8080)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer early.Close()
+	l.tell(&skepv1.NetworkUpdate{Complete: true, Networks: nets(), Services: []*skepv1.BalancedService{web(8080, 8081)}, Endpoints: append(l.legs(),
+		endpointOf(n, "ingress", "web.1", "s1", "10.0.0.3", true))})
+	echo(t, l.attach(n, "web.1", "ingress=10.0.0.3").NetNS, 80, "web.1")
+	if _, err := listen(8081); err == nil {
+		t.Error("a process got a published port")
+	}
+	if c, err := dialIn(outside, "tcp4", "192.0.2.1:8080"); err != nil {
+		t.Errorf("a listening process hears nothing: %v", err)
+	} else if got, err := early.Accept(); err != nil {
+		t.Error(err)
+	} else {
+		_, _ = got.Close(), c.Close()
+	}
+	wantFound := func(text string, n1 int) {
+		t.Helper()
+		found, err := n.Check(t.Context())
+		if err != nil || len(found) != n1 || !strings.Contains(strings.Join(found, ""), text) {
+			t.Errorf("the check says %q, %v; want %q", found, err, text)
+		}
+	}
+	wantFound("port 8080/tcp is not published here: dataplane.test (process ", 1)
+	if name, _, err := whoIn(outside, "tcp4", "192.0.2.1:8081"); err != nil || name != "web.1" {
+		t.Errorf("the other port: %q, %v", name, err)
+	}
+	if err := early.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n.check(t.Context())
+	wantFound("", 0)
+	if name, _, err := whoIn(outside, "tcp4", "192.0.2.1:8080"); err != nil || name != "web.1" {
+		t.Errorf("after the process went: %q, %v", name, err)
+	}
+	// A port that is published no more is free.
+	l.tell(&skepv1.NetworkUpdate{Services: []*skepv1.BalancedService{web(8081)}})
+	if again, err := listen(8080); err != nil {
+		t.Errorf("a port published no more: %v", err)
+	} else {
+		_ = again.Close()
+	}
+	l.wantClean()
+}
+
 // TestRepair breaks things by hand.
 func TestRepair(t *testing.T) {
 	l, client, web1, _ := front(t)

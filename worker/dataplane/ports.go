@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -60,16 +61,8 @@ func find(held []*reservation, p runtime.PortBinding) *reservation {
 
 // bindPort takes one host port; zero takes any that is free.
 func bindPort(p runtime.PortBinding) (*reservation, error) {
-	var kind, proto int
-	switch p.Protocol {
-	case "tcp", "":
-		p.Protocol, kind, proto = "tcp", unix.SOCK_STREAM, unix.IPPROTO_TCP
-	case "udp":
-		kind, proto = unix.SOCK_DGRAM, unix.IPPROTO_UDP
-	case "sctp":
-		kind, proto = unix.SOCK_STREAM, unix.IPPROTO_SCTP
-	default:
-		return nil, model.Errorf(model.Invalid, "invalid protocol %q", p.Protocol)
+	if p.Protocol == "" {
+		p.Protocol = "tcp"
 	}
 	host := p.HostIP
 	if !host.IsValid() || host.IsUnspecified() {
@@ -78,26 +71,58 @@ func bindPort(p runtime.PortBinding) (*reservation, error) {
 	if !host.Is4() {
 		return nil, model.Errorf(model.Unimplemented, "publishing on IPv6 address %s is not implemented by skep yet", host)
 	}
-	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, proto)
+	return bindSocket(p, unix.AF_INET, &unix.SockaddrInet4{Port: int(p.HostPort), Addr: host.As4()})
+}
+
+// bindPort6 takes one port of all IPv6 addresses, and of those only.
+func bindPort6(p runtime.PortBinding) (*reservation, error) {
+	return bindSocket(p, unix.AF_INET6, &unix.SockaddrInet6{Port: int(p.HostPort)})
+}
+
+func bindSocket(p runtime.PortBinding, family int, at unix.Sockaddr) (*reservation, error) {
+	var kind, proto int
+	switch p.Protocol {
+	case "tcp":
+		kind, proto = unix.SOCK_STREAM, unix.IPPROTO_TCP
+	case "udp":
+		kind, proto = unix.SOCK_DGRAM, unix.IPPROTO_UDP
+	case "sctp":
+		kind, proto = unix.SOCK_STREAM, unix.IPPROTO_SCTP
+	default:
+		return nil, model.Errorf(model.Invalid, "invalid protocol %q", p.Protocol)
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, proto)
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT) {
+		return nil, model.Errorf(model.Unimplemented, "port %d/%s cannot be published: the kernel of this node has no %s", p.ContainerPort, p.Protocol, strings.ToUpper(p.Protocol))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("publish port %d/%s: %w", p.HostPort, p.Protocol, err)
 	}
-	err = unix.Bind(fd, &unix.SockaddrInet4{Port: int(p.HostPort), Addr: host.As4()})
-	if errors.Is(err, unix.EADDRINUSE) {
-		_ = unix.Close(fd)
-		return nil, model.Errorf(model.Conflict, "Bind for %s:%d failed: port is already allocated", host, p.HostPort)
+	r := &reservation{fd: fd, port: p}
+	if family == unix.AF_INET6 {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	if err == nil {
+		err = unix.Bind(fd, at)
 	}
 	if err != nil {
-		_ = unix.Close(fd)
+		r.close()
+		host := p.HostIP
+		if !host.IsValid() {
+			host = netip.IPv4Unspecified()
+		}
+		if errors.Is(err, unix.EADDRINUSE) {
+			return nil, model.Errorf(model.Conflict, "Bind for %s:%d failed: port is already allocated", host, p.HostPort)
+		}
 		return nil, fmt.Errorf("publish %s:%d/%s: %w", host, p.HostPort, p.Protocol, err)
 	}
 	bound, err := unix.Getsockname(fd)
 	if err != nil {
-		_ = unix.Close(fd)
+		r.close()
 		return nil, fmt.Errorf("publish port %d/%s: %w", p.HostPort, p.Protocol, err)
 	}
 	if a, ok := bound.(*unix.SockaddrInet4); ok {
-		p.HostPort = uint16(a.Port)
+		r.port.HostPort = uint16(a.Port)
 	}
-	return &reservation{fd: fd, port: p}, nil
+	return r, nil
 }

@@ -152,19 +152,20 @@ func dnat(narrow bool) []expr.Any {
 
 func source(p netip.Prefix) []expr.Any { return sourceIn(p, true) }
 
-// sourceIn matches what comes, or does not come, from an IPv4 prefix.
+// sourceIn matches what comes, or does not come, from a prefix.
 func sourceIn(p netip.Prefix, in bool) []expr.Any {
 	op := expr.CmpOpEq
 	if !in {
 		op = expr.CmpOpNeq
 	}
-	mask := make([]byte, 4)
-	binary.BigEndian.PutUint32(mask, ^uint32(0)<<(32-p.Bits()))
-	base := p.Masked().Addr().As4()
+	offset, size := uint32(12), uint32(p.Addr().BitLen()/8)
+	if p.Addr().Is6() {
+		offset = 8
+	}
 	return []expr.Any{
-		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: mask, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: op, Register: reg0, Data: base[:]},
+		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size},
+		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: size, Mask: maskOf(p), Xor: make([]byte, size)},
+		&expr.Cmp{Op: op, Register: reg0, Data: p.Masked().Addr().AsSlice()},
 	}
 }
 

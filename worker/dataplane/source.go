@@ -35,8 +35,9 @@ const sourceRoutes = 91
 //
 //nolint:gochecknoglobals // constants in all but syntax
 var (
-	viaEntry = netip.AddrFrom4([4]byte{169, 254, 91, 91})
-	entryMAC = net.HardwareAddr{0x02, 0x53, 0x5b, 0xff, 0xff, 0xff}
+	viaEntry  = netip.AddrFrom4([4]byte{169, 254, 91, 91})
+	viaEntry6 = netip.MustParseAddr("fe80::5b5b")
+	entryMAC  = net.HardwareAddr{0x02, 0x53, 0x5b, 0xff, 0xff, 0xff}
 )
 
 // answering is what a sandbox needs to answer clients by their own addresses.
@@ -44,9 +45,12 @@ type answering struct {
 	eth    string       // its link to the ingress network
 	subnet netip.Prefix // of its address there
 	local  netip.Addr   // its address in the local network, from which datagrams are answered
-	rules  watched
-	egress watched
-	index  int // of eth; with the link, the egress rules are gone
+	// subnet6 is that of its IPv6 address; zero without one.
+	subnet6 netip.Prefix
+	rules   watched
+	rules6  watched
+	egress  watched
+	index   int // of eth; with the link, the egress rules are gone
 }
 
 // sourceRules returns the rules of one sandbox, in nft's words:
@@ -62,8 +66,10 @@ type answering struct {
 // address within: ENTRY. The zone keeps one port of a client at two entry nodes apart. A
 // datagram's answer is given the address of the way out before it is marked, so that is
 // where the datagram goes as well.
-func sourceRules(s *answering) *ruleset {
-	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: sourceTable}
+//
+// In IPv6 it is the same, but for datagrams. ENTRY is an IPv4 address there, too.
+func sourceRules(f nftables.TableFamily, s *answering) *ruleset {
+	t := &nftables.Table{Family: f, Name: sourceTable}
 	mask, net4 := maskOf(s.subnet), s.subnet.Masked().Addr().As4()
 	inSubnet := []expr.Any{
 		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: mask, Xor: make([]byte, 4)},
@@ -72,8 +78,12 @@ func sourceRules(s *answering) *ruleset {
 	hardware := func(offset, length uint32) expr.Any {
 		return &expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseLLHeader, Offset: offset, Len: length}
 	}
+	inside := s.subnet.Masked()
+	if f == nftables.TableFamilyIPv6 {
+		inside = s.subnet6.Masked()
+	}
 	came := slices.Concat(
-		named(expr.MetaKeyIIFNAME, expr.CmpOpEq, s.eth), sourceIn(s.subnet.Masked(), false),
+		named(expr.MetaKeyIIFNAME, expr.CmpOpEq, s.eth), sourceIn(inside, false),
 		[]expr.Any{hardware(6, 2), &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{0x02, 0x42}}, hardware(8, 4)}, inSubnet)
 	direction := func(d byte) []expr.Any {
 		return []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg0}, &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{d}}}
@@ -83,7 +93,7 @@ func sourceRules(s *answering) *ruleset {
 	local := toBackend([]netip.Addr{s.local}, 0)
 	local.exprs = slices.Concat(came, protocol(unix.IPPROTO_UDP), marked, local.exprs)
 	raw, mangle := nftables.ChainPriorityRef(-300), nftables.ChainPriorityRef(-150)
-	return &ruleset{table: t, chains: []*ruleChain{
+	rules := &ruleset{table: t, chains: []*ruleChain{
 		{baseChain(t, "zone", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, raw), []rule{
 			{exprs: slices.Concat(came, []expr.Any{hardware(10, 2), zoneOfOriginal()})},
 		}},
@@ -100,8 +110,11 @@ func sourceRules(s *answering) *ruleset {
 				&expr.Meta{Key: expr.MetaKeyMARK, Register: reg0, SourceRegister: true},
 			})},
 		}},
-		{baseChain(t, "local", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest), []rule{local}},
 	}}
+	if f == nftables.TableFamilyIPv4 {
+		rules.chains = append(rules.chains, &ruleChain{baseChain(t, "local", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest), []rule{local}})
+	}
+	return rules
 }
 
 // egressRules returns the rule that sends answers to their entry node:
@@ -124,12 +137,15 @@ func egressRules(eth string) *ruleset {
 	}}}}}}
 }
 
-func maskOf(p netip.Prefix) []byte { return net.CIDRMask(p.Bits(), 32) }
+func maskOf(p netip.Prefix) []byte { return net.CIDRMask(p.Bits(), p.Addr().BitLen()) }
 
 // ensure makes or mends what a sandbox needs.
 func (s *answering) ensure(ns netns.NsHandle, h *netlink.Handle, x *drift, what string) error {
 	if s.rules.rules == nil {
-		s.rules.rules, s.egress.rules = sourceRules(s), egressRules(s.eth)
+		s.rules.rules, s.egress.rules = sourceRules(nftables.TableFamilyIPv4, s), egressRules(s.eth)
+		if s.subnet6.IsValid() {
+			s.rules6.rules = sourceRules(nftables.TableFamilyIPv6, s)
+		}
 	}
 	link, err := h.LinkByName(s.eth)
 	if err != nil {
@@ -138,22 +154,29 @@ func (s *answering) ensure(ns netns.NsHandle, h *netlink.Handle, x *drift, what 
 	if at := link.Attrs().Index; at != s.index {
 		s.index, s.egress.gen = at, 0
 	}
-	err = errors.Join(s.rules.ensure(ns, x, what), s.egress.ensure(ns, x, what), s.ensureRoutes(h, x, what))
+	err = errors.Join(s.rules.ensure(ns, x, what), s.egress.ensure(ns, x, what), s.ensureRoutes(h, netlink.FAMILY_V4, viaEntry, x, what))
+	if s.subnet6.IsValid() {
+		err = errors.Join(err, s.rules6.ensure(ns, x, what), s.ensureRoutes(h, netlink.FAMILY_V6, viaEntry6, x, what))
+	}
 	if err != nil || !x.repair {
 		return err
 	}
 	return within(ns, func() error {
-		return errors.Join(
+		err := errors.Join(
 			sysctl("net/ipv4/conf/"+s.eth+"/src_valid_mark", "1"), // clients do not live where eth leads
 			sysctl("net/ipv4/tcp_fwmark_accept", "1"), sysctl("net/ipv4/fwmark_reflect", "1"))
+		if s.subnet6.IsValid() {
+			err = errors.Join(err, sysctl("net/ipv6/fwmark_reflect", "1"))
+		}
+		return err
 	})
 }
 
 // ensureRoutes makes or mends the way of what is marked.
-func (s *answering) ensureRoutes(h *netlink.Handle, x *drift, what string) error {
+func (s *answering) ensureRoutes(h *netlink.Handle, family int, via netip.Addr, x *drift, what string) error {
 	net4 := s.subnet.Masked().Addr().As4()
 	mark, mask := binary.NativeEndian.Uint32(net4[:]), binary.NativeEndian.Uint32(maskOf(s.subnet))
-	rules, err := h.RuleList(netlink.FAMILY_V4)
+	rules, err := h.RuleList(family)
 	if err != nil {
 		return fmt.Errorf("list routing rules: %w", err)
 	}
@@ -162,13 +185,13 @@ func (s *answering) ensureRoutes(h *netlink.Handle, x *drift, what string) error
 	})
 	if !there && x.add(kindLink, "%s: the rule for answers is missing", what) {
 		r := netlink.NewRule()
-		r.Family, r.Priority, r.Table, r.Mark, r.Mask = netlink.FAMILY_V4, sourceRoutes, sourceRoutes, mark, &mask
+		r.Family, r.Priority, r.Table, r.Mark, r.Mask = family, sourceRoutes, sourceRoutes, mark, &mask
 		if err := h.RuleAdd(r); err != nil {
 			return fmt.Errorf("lead answers back: %w", err)
 		}
 	}
-	want := &netlink.Route{LinkIndex: s.index, Gw: viaEntry.AsSlice(), Table: sourceRoutes, Flags: int(netlink.FLAG_ONLINK)}
-	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF|netlink.RT_FILTER_GW)
+	want := &netlink.Route{LinkIndex: s.index, Gw: via.AsSlice(), Table: sourceRoutes, Flags: int(netlink.FLAG_ONLINK)}
+	routes, err := h.RouteListFiltered(family, want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF|netlink.RT_FILTER_GW)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
@@ -177,16 +200,16 @@ func (s *answering) ensureRoutes(h *netlink.Handle, x *drift, what string) error
 			return fmt.Errorf("lead answers back: %w", err)
 		}
 	}
-	hops, err := h.NeighList(s.index, netlink.FAMILY_V4)
+	hops, err := h.NeighList(s.index, family)
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
 	}
 	known := slices.ContainsFunc(hops, func(n netlink.Neigh) bool {
-		return n.IP.Equal(viaEntry.AsSlice()) && n.State&unix.NUD_PERMANENT != 0 && slices.Equal(n.HardwareAddr, entryMAC)
+		return n.IP.Equal(via.AsSlice()) && n.State&unix.NUD_PERMANENT != 0 && slices.Equal(n.HardwareAddr, entryMAC)
 	})
 	if !known && x.add(kindLink, "%s: the next hop of answers is missing", what) {
 		if err := h.NeighSet(&netlink.Neigh{
-			LinkIndex: s.index, Family: netlink.FAMILY_V4, State: unix.NUD_PERMANENT, IP: viaEntry.AsSlice(), HardwareAddr: entryMAC,
+			LinkIndex: s.index, Family: family, State: unix.NUD_PERMANENT, IP: via.AsSlice(), HardwareAddr: entryMAC,
 		}); err != nil {
 			return fmt.Errorf("lead answers back: %w", err)
 		}
@@ -204,7 +227,7 @@ func (d *Dataplane) ensureSource(ns netns.NsHandle, h *netlink.Handle, s *sandbo
 		if !in.GetIngress() || !s.Addr.IsValid() {
 			continue
 		}
-		want := answering{eth: fmt.Sprintf("eth%d", i), local: s.Addr}
+		want := answering{eth: fmt.Sprintf("eth%d", i), local: s.Addr, subnet6: o.Address6.Masked()}
 		for _, g := range netplan.Segments(in) {
 			if g.Subnet.Contains(o.Address.Addr()) {
 				want.subnet = g.Subnet
@@ -213,7 +236,7 @@ func (d *Dataplane) ensureSource(ns netns.NsHandle, h *netlink.Handle, s *sandbo
 		if !want.subnet.IsValid() {
 			continue
 		}
-		if was := s.answers; was == nil || was.eth != want.eth || was.subnet != want.subnet || was.local != want.local {
+		if was := s.answers; was == nil || was.eth != want.eth || was.subnet != want.subnet || was.local != want.local || was.subnet6 != want.subnet6 {
 			s.answers = &want
 		}
 		return s.answers.ensure(ns, h, x, fmt.Sprintf("container %.12s, clients' addresses", s.id))
@@ -229,7 +252,7 @@ func (d *Dataplane) probeSource() error {
 	}
 	err := withinPath(path, func(ns netns.NsHandle) error {
 		s := &answering{eth: "lo", subnet: netip.MustParsePrefix("10.0.0.0/24"), local: netip.MustParseAddr("10.0.0.1")}
-		return errors.Join(sourceRules(s).write(ns), egressRules(s.eth).write(ns))
+		return errors.Join(sourceRules(nftables.TableFamilyIPv4, s).write(ns), egressRules(s.eth).write(ns))
 	})
 	return errors.Join(err, removeNamespace(path))
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -160,6 +161,9 @@ func (d *Dataplane) ensureNetwork(f *fabric, n *skepv1.OverlayNetwork, x *drift)
 			errs = append(errs, err)
 			continue
 		}
+		if hasIPv6(n) {
+			errs = append(errs, f.ensureIPv6(g.VNI, x, what))
+		}
 		want := &netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), VxlanId: int(g.VNI), SrcAddr: src.AsSlice(), Port: port}
 		want.Name, want.MTU = vxlanName(g.VNI), mtu
 		vxlan, err := d.ensureVXLAN(f, bridge, want, x, what)
@@ -215,6 +219,27 @@ func (f *fabric) ensureBridge(vni uint32, mtu int, x *drift, what string) (netli
 		}
 	}
 	return link, nil
+}
+
+func hasIPv6(n *skepv1.OverlayNetwork) bool {
+	return slices.ContainsFunc(n.GetSubnets(), func(s *skepv1.OverlaySubnet) bool { return strings.Contains(s.GetSubnet(), ":") })
+}
+
+// ensureIPv6 lets a bridge have IPv6 neighbours, for which it answers, without an address
+// of its own.
+func (f *fabric) ensureIPv6(vni uint32, x *drift, what string) error {
+	conf := "net/ipv6/conf/" + bridgeName(vni) + "/"
+	return within(f.ns, func() error {
+		now, err := os.ReadFile(filepath.Join("/proc/sys", conf+"disable_ipv6"))
+		if err != nil {
+			return fmt.Errorf("look at IPv6 of %s: %w", bridgeName(vni), err)
+		}
+		if strings.TrimSpace(string(now)) == "0" || !x.add(kindLink, "%s: bridge has no IPv6", what) {
+			return nil
+		}
+		const noAddress = "1" // IN6_ADDR_GEN_MODE_NONE
+		return errors.Join(sysctl(conf+"addr_gen_mode", noAddress), sysctl(conf+"accept_ra", "0"), sysctl(conf+"disable_ipv6", "0"))
+	})
 }
 
 func (d *Dataplane) ensureVXLAN(f *fabric, bridge netlink.Link, want *netlink.Vxlan, x *drift, what string) (netlink.Link, error) {

@@ -98,7 +98,7 @@ func wantedNetwork(name string, ep *network.EndpointSettings) (runtime.OverlayRe
 		if o.Address = netip.PrefixFrom(four, ep.IPPrefixLen); !o.Address.IsValid() {
 			return o, model.Errorf(model.Invalid, "network %s: prefix length %d of address %s", name, ep.IPPrefixLen, four)
 		}
-		if six := ep.GlobalIPv6Address; six.IsValid() {
+		if six.IsValid() {
 			o.Address6 = netip.PrefixFrom(six, ep.GlobalIPv6PrefixLen)
 		}
 		return o, nil
