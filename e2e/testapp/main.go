@@ -1,5 +1,6 @@
 // Command testapp is the program inside the end-to-end tests' image. Its first argument
-// says what it does: serve answers HTTP with its host name and its client's address, whois does so in one line by TCP and UDP and prints it, who asks it from a port, exit ends
+// says what it does: serve answers HTTP with its host name and its client's address, whois does so in one line by TCP and UDP and prints it, who asks it from a port, survey asks
+// for many names and ports at once, exit ends
 // with a status after a while, log prints numbered lines, get asks a URL once, load for a
 // while and counts what failed, resolve looks a name up. It ends on SIGTERM, a server when it has answered what it was asked.
 package main
@@ -43,7 +44,9 @@ func run(ctx context.Context, args []string) error {
 	case "serve":
 		return serve(ctx, arg(0, ":80"))
 	case "whois":
-		return whois(ctx, arg(0, ":80"))
+		return whois(ctx, args)
+	case "survey":
+		return survey(ctx, args)
 	case "who":
 		return who(arg(0, "tcp"), arg(1, "0"), args[min(2, len(args)):])
 	case "get":

@@ -13,9 +13,22 @@ import (
 	"time"
 )
 
-// whois answers each line of a connection, and each datagram, with its host name and the
-// address that it came from, and prints that.
-func whois(ctx context.Context, addr string) error {
+// whois answers, at some ports, each line of a connection and each datagram with its host
+// name and the address that it came from, and prints that.
+func whois(ctx context.Context, addrs []string) error {
+	failed := make(chan error, len(addrs))
+	for _, addr := range addrs {
+		go func() { failed <- whoisAt(ctx, addr) }()
+	}
+	for range addrs {
+		if err := <-failed; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func whoisAt(ctx context.Context, addr string) error {
 	host, err := os.Hostname()
 	if err != nil {
 		return err
