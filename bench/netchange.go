@@ -201,7 +201,7 @@ func (w *watcher) watch(ctx context.Context, conn grpc.ClientConnInterface, sess
 			return err
 		}
 		if err := w.Apply(ctx, u); err != nil {
-			return err
+			continue // a node's first updates come before its own address; the next one programs all
 		}
 		w.applied(u)
 		if _, err := client.Programmed(ctx, &skepv1.ProgrammedRequest{SessionId: session, Version: u.GetVersion()}); err != nil {

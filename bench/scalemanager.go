@@ -233,6 +233,9 @@ func (m *scaleManager) grow(ctx context.Context, replicas string) error {
 		_, err = m.control.UpdateService(ctx, &api.UpdateServiceRequest{ServiceId: s.GetId(), ServiceVersion: s.GetMeta().GetVersion(), Spec: spec})
 		return err
 	}
+	if err := m.awaitReady(ctx); err != nil {
+		return err
+	}
 	made, err := m.control.CreateNetwork(ctx, &api.CreateNetworkRequest{Spec: &api.NetworkSpec{
 		Annotations: &api.Annotations{Name: "grown"}, DriverConfig: &api.Driver{Name: "overlay"},
 	}})
@@ -243,6 +246,24 @@ func (m *scaleManager) grow(ctx context.Context, replicas string) error {
 	spec.Task.Networks[0].Target = m.network
 	_, err = m.control.CreateService(ctx, &api.CreateServiceRequest{Spec: spec})
 	return err
+}
+
+// awaitReady waits until tasks can go to every node.
+func (m *scaleManager) awaitReady(ctx context.Context) error {
+	for cursor := m.replica.Follow(); ; {
+		ready := 0
+		for n := range cursor.Snapshot().Nodes() {
+			if n.GetStatus().GetState() == api.NodeStatus_READY && n.GetDescription() != nil && n.GetStatus().GetAddr() != "" {
+				ready++
+			}
+		}
+		if ready >= len(m.swarm.NodeIDs) {
+			return nil
+		}
+		if _, _, err := cursor.Next(ctx); err != nil {
+			return err
+		}
+	}
 }
 
 // load creates the services and waits until all their tasks run.
