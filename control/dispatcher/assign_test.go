@@ -1,7 +1,10 @@
 package dispatcher
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -86,6 +89,44 @@ func TestSecretsOfAssignedTasksOnly(t *testing.T) {
 		aTask("a", "n1", api.TaskState_RUNNING, uses("s1", "k1")),
 		aTask("done", "n1", api.TaskState_COMPLETE, uses("s2", "k2")),
 		aTask("foreign", "n2", api.TaskState_RUNNING, uses("s3", "k3")))
+}
+
+// TestSecretDrivers: a driver is asked for each node, or for each task if it says so; what it
+// does not give, the node misses.
+func TestSecretDrivers(t *testing.T) {
+	driven := func(id string) *api.Secret {
+		s := aSecret(id)
+		s.Spec.Data, s.Spec.Driver = nil, &api.Driver{Name: "vault"}
+		return s
+	}
+	inTerm(t, func(r *rig) {
+		asked := map[string]int{}
+		r.d.cfg.Secret = func(_ context.Context, s *api.Secret, task *api.Task) ([]byte, bool, error) {
+			asked[s.GetId()+" for "+task.GetId()]++
+			if s.GetId() == "fails" {
+				return nil, false, errors.New("sealed")
+			}
+			return make([]byte, 100), s.GetId() == "shared", nil
+		}
+		_, id := r.register("n1")
+		feed := r.assignments("n1", id)
+		feed.want("COMPLETE >1 +a +b +c +d +e +own.c! +own.d! +shared!")
+		want := map[string]int{"own for c": 1, "own for d": 1, "fails for e": 1}
+		for _, user := range []string{"a", "b"} { // the first of the two
+			if asked["shared for "+user] > 0 {
+				want["shared for "+user] = 1
+				break
+			}
+		}
+		if !maps.Equal(asked, want) {
+			t.Errorf("asked %v", asked)
+		}
+		r.setState("c", api.TaskState_FAILED)
+		feed.want("INCREMENTAL 1>2 -own.c")
+	}, driven("shared"), driven("own"), driven("fails"),
+		aTask("a", "n1", api.TaskState_RUNNING, uses("shared", "")), aTask("b", "n1", api.TaskState_RUNNING, uses("shared", "")),
+		aTask("c", "n1", api.TaskState_RUNNING, uses("own", "")), aTask("d", "n1", api.TaskState_RUNNING, uses("own", "")),
+		aTask("e", "n1", api.TaskState_RUNNING, uses("fails", "")))
 }
 
 func TestManyChangesGoInParts(t *testing.T) {

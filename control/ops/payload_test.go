@@ -1,6 +1,7 @@
 package ops_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -64,6 +65,27 @@ func TestSecretAndConfigRefusals(t *testing.T) {
 	wantStatus(t, err, codes.InvalidArgument, "secret driver must have a name")
 	_, err = o.CreateSecret(t.Context(), &api.CreateSecretRequest{Spec: &api.SecretSpec{Annotations: &api.Annotations{Name: "x"}, Driver: &api.Driver{Name: "x"}}})
 	wantStatus(t, err, codes.Unknown, `plugin "x" not found`)
+	driven := ops.New(ops.Config{State: fill(t), Random: new(zeros), SecretDriver: func(_ context.Context, name string) error {
+		if name != "vault" {
+			return model.Errorf(model.NotFound, "no %s here", name)
+		}
+		return nil
+	}})
+	for name, c := range map[string]struct {
+		spec *api.SecretSpec
+		code codes.Code
+		text string
+	}{
+		"good":      {&api.SecretSpec{Driver: &api.Driver{Name: "vault"}}, codes.OK, ""},
+		"absent":    {&api.SecretSpec{Driver: &api.Driver{Name: "other"}}, codes.NotFound, "no other here"},
+		"with-data": {&api.SecretSpec{Driver: &api.Driver{Name: "vault"}, Data: []byte("x")}, codes.InvalidArgument, "secret with-data has a driver, so it cannot have data: the driver vault gives its value"},
+		"template":  {&api.SecretSpec{Data: []byte("{{"), Templating: &api.Driver{Name: "golang"}}, codes.InvalidArgument, "template, line 1: unclosed action"},
+		"jinja":     {&api.SecretSpec{Data: []byte("x"), Templating: &api.Driver{Name: "jinja"}}, codes.InvalidArgument, `template driver "jinja" is not known: use golang`},
+	} {
+		c.spec.Annotations = &api.Annotations{Name: name}
+		_, err := driven.CreateSecret(t.Context(), &api.CreateSecretRequest{Spec: c.spec})
+		wantStatus(t, err, c.code, c.text)
+	}
 }
 
 func TestSecretLife(t *testing.T) {
