@@ -26,15 +26,23 @@ func (a *apiCerts) reload() error {
 }
 
 // read reads the files. Without a CA that the clients' certificates must come from, nobody
-// is a safe audience, so one is demanded.
+// is a safe audience, so one is demanded unless the configuration says that anybody may call.
 func (a *apiCerts) read() error {
 	cfg := a.cfg
-	if cfg.TLSCert == "" || cfg.TLSKey == "" || cfg.TLSCACert == "" {
+	switch {
+	case cfg.TLSCert == "" || cfg.TLSKey == "":
 		return model.Errorf(model.Invalid, "tcp hosts need --tlscert, --tlskey and --tlscacert: whoever reaches the API is root on this machine")
+	case cfg.TLSCACert == "" && !cfg.AnyClient:
+		return model.Errorf(model.Invalid, "tcp hosts need --tlscacert, or --tlsverify=false to let anybody call: whoever reaches the API is root on this machine")
 	}
 	pair, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
 	if err != nil {
 		return fmt.Errorf("read certificate of the API: %w", err)
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1"}}
+	if cfg.AnyClient {
+		a.current.Store(config)
+		return nil
 	}
 	ca, err := os.ReadFile(cfg.TLSCACert)
 	if err != nil {
@@ -44,10 +52,8 @@ func (a *apiCerts) read() error {
 	if !pool.AppendCertsFromPEM(ca) {
 		return model.Errorf(model.Invalid, "%s holds no certificate", cfg.TLSCACert)
 	}
-	a.current.Store(&tls.Config{
-		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair},
-		ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, NextProtos: []string{"http/1.1"},
-	})
+	config.ClientCAs, config.ClientAuth = pool, tls.RequireAndVerifyClientCert
+	a.current.Store(config)
 	return nil
 }
 

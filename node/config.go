@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/skep-dev/skep/platform/audit"
 	"github.com/skep-dev/skep/platform/wire"
 	"github.com/skep-dev/skep/worker/agent"
 	"github.com/skep-dev/skep/worker/runtime"
@@ -25,6 +26,12 @@ type Config struct {
 	// TLSCert and TLSKey protect tcp hosts; with TLSCACert, clients must show a certificate
 	// signed by it.
 	TLSCert, TLSKey, TLSCACert string
+	// AnyClient lets clients without a certificate use tcp hosts, and Clear serves these
+	// without TLS: both make everybody who reaches one root on this machine.
+	AnyClient, Clear bool
+	// Roles give roles to the certificates of the API's clients: cn=NAME:ROLE, ou=NAME:ROLE
+	// or *:ROLE.
+	Roles []string
 	// AdvertiseAddr and ListenAddr are the defaults of swarm init and join.
 	AdvertiseAddr, ListenAddr string
 	// Labels are engine labels, key=value.
@@ -52,4 +59,7 @@ type Config struct {
 	Log        *slog.Logger
 	Registry   *prometheus.Registry
 	Components map[string]string
+
+	// audit is the daemon's audit log; nil in tests that have none.
+	audit *audit.Log
 }

@@ -58,6 +58,15 @@ func Run(ctx context.Context, cfg Config) error {
 			cfg.Log.Warn("container runtime ended", slog.Any("error", err))
 		}
 	}()
+	roles, err := dockerapi.ParseRoleRules(cfg.Roles)
+	if err != nil {
+		return fmt.Errorf("read --api-role: %w", err)
+	}
+	stopAudit, err := startAudit(ctx, &cfg)
+	if err != nil {
+		return err
+	}
+	defer stopAudit()
 	swarm, err := openMembership(ctx, &cfg)
 	if err != nil {
 		return err
@@ -67,6 +76,7 @@ func Run(ctx context.Context, cfg Config) error {
 	endpoints := local.New(local.Config{Engine: cfg.Engine, Log: cfg.Log, DaemonID: id, DaemonName: cfg.Hostname})
 	front := dockerapi.New(dockerapi.Config{
 		Daemon: facts, Swarm: swarm, Manager: swarm, Backups: swarm, Local: endpoints, Log: cfg.Log, Registerer: cfg.Registry,
+		Roles: roles, Audit: cfg.audit,
 	})
 	front.Register(endpoints.Register)
 	group.Go(func() error { return endpoints.Run(ctx) })
@@ -145,6 +155,12 @@ func serve(ctx context.Context, group *errgroup.Group, cfg *Config, certs *apiCe
 				return err
 			}
 		case "tcp":
+			if cfg.Clear || cfg.AnyClient {
+				cfg.Log.Warn("whoever reaches this address is root on this machine", slog.String("host", host))
+			}
+			if cfg.Clear {
+				break
+			}
 			if err := certs.read(); err != nil {
 				return err
 			}
@@ -190,6 +206,12 @@ func serveListener(ctx context.Context, group *errgroup.Group, listen net.Listen
 	server := &http.Server{
 		Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 10 * time.Minute,
 		BaseContext: func(net.Listener) context.Context { return base },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if who := localPeer(c); who != "" {
+				return dockerapi.WithPeer(ctx, who)
+			}
+			return ctx
+		},
 	}
 	group.Go(func() error {
 		defer cancel()

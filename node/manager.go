@@ -4,14 +4,17 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
@@ -24,6 +27,7 @@ import (
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
+	"github.com/skep-dev/skep/platform/audit"
 	"github.com/skep-dev/skep/platform/cfssl"
 	"github.com/skep-dev/skep/platform/keystore"
 	"github.com/skep-dev/skep/platform/plugin"
@@ -79,6 +83,7 @@ func (m *member) newManagerRole(ctx context.Context) (*managerRole, error) {
 	})
 	guard := &wire.Guard{
 		Credentials: m.creds, Removed: role.removed, Leading: role.leading, Leader: role.leader,
+		Refused: m.recordRefusal,
 	}
 	role.server = wire.NewServer(guard)
 	if role.local, err = wire.NewLocal(guard); err != nil {
@@ -208,6 +213,20 @@ func (r *managerRole) runTerm(ctx context.Context) error {
 		return nil // the term ended while something was being written
 	}
 	return err
+}
+
+// recordRefusal records a call of the swarm's port that its caller had no right to make.
+func (m *member) recordRefusal(caller wire.Identity, method string, err error) {
+	if m.cfg.audit == nil {
+		return
+	}
+	who := "anonymous"
+	if caller.NodeID != "" {
+		who = fmt.Sprintf("node %s of %s (%s)", caller.NodeID, caller.ClusterID, strings.Join(caller.OUs, ", "))
+	}
+	m.cfg.audit.Add(audit.Record{
+		Who: who, From: caller.Addr, What: method, Outcome: audit.Refused, Reason: status.Convert(err).Message(),
+	})
 }
 
 // isReady reports whether the manager takes part in raft.

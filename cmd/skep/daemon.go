@@ -86,6 +86,7 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 	err = node.Run(ctx, node.Config{
 		DataRoot: d.DataRoot, ExecRoot: d.ExecRoot, Hosts: d.Hosts,
 		TLSCert: d.TLSCert, TLSKey: d.TLSKey, TLSCACert: d.TLSCACert,
+		AnyClient: !d.TLSVerify, Clear: !d.TLS, Roles: d.Roles,
 		AdvertiseAddr: d.AdvertiseAddr, ListenAddr: d.ListenAddr, Labels: append(network.Labels(), d.Labels...), MetricsAddr: d.MetricsAddr,
 		StopTasks: d.StopTasks, Debug: d.LogLevel == "debug", Hostname: hostname, Version: version, Commit: commit, BuildTime: buildTime(),
 		InsecureRegistries: d.Insecure, Engine: engine, Networks: network, Attachments: attachments, Reload: reload, Log: log, Registry: registry,

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -34,6 +35,11 @@ type Daemon struct {
 	// TLSCert, TLSKey and TLSCACert protect tcp hosts, which need all three: clients must
 	// show a certificate signed by the CA.
 	TLSCert, TLSKey, TLSCACert string
+	// TLS serves tcp hosts with TLS, TLSVerify demands a certificate of their clients. Both
+	// flags are on unless a person says otherwise.
+	TLS, TLSVerify bool
+	// Roles give roles to the certificates of clients: cn=NAME:ROLE, ou=NAME:ROLE or *:ROLE.
+	Roles []string
 	// Containerd is the socket of a containerd to use; empty starts one of our own.
 	Containerd string
 	// Runtime is runc, crun or empty for the better one that works.
@@ -80,6 +86,9 @@ func (d *Daemon) hostFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&d.TLSCert, "tlscert", "", "certificate of tcp hosts")
 	fs.StringVar(&d.TLSKey, "tlskey", "", "private key of tcp hosts")
 	fs.StringVar(&d.TLSCACert, "tlscacert", "", "CA whose certificates clients of tcp hosts must show")
+	fs.BoolVar(&d.TLS, "tls", true, "serve tcp hosts with TLS")
+	fs.BoolVar(&d.TLSVerify, "tlsverify", true, "demand a certificate of the clients of tcp hosts; without, whoever reaches one is root on this machine")
+	fs.StringArrayVar(&d.Roles, "api-role", nil, "role of client certificates: cn=NAME:ROLE, ou=NAME:ROLE or *:ROLE, with ROLE admin, operator, viewer or none (repeatable)")
 }
 
 // checkDirs refuses directories that cannot be a daemon's own.
@@ -104,12 +113,15 @@ func (d *Daemon) check() error {
 	if err := d.checkDirs(); err != nil {
 		return err
 	}
+	if !d.TLS && d.TLSVerify && len(d.Hosts) > 0 {
+		return errors.New("--tls=false lets anybody call, and anybody listen: say so with --tlsverify=false as well")
+	}
 	for _, h := range d.Hosts {
 		if err := checkHost(h); err != nil {
 			return err
 		}
-		if strings.HasPrefix(h, "tcp://") && (d.TLSCert == "" || d.TLSKey == "" || d.TLSCACert == "") {
-			return fmt.Errorf("host %s would give everyone who reaches it root on this machine: give --tlscert, --tlskey and --tlscacert", h)
+		if strings.HasPrefix(h, "tcp://") && (d.TLS || d.TLSVerify) && (d.TLSCert == "" || d.TLSKey == "" || d.TLSCACert == "" && d.TLSVerify) {
+			return fmt.Errorf("host %s would give everyone who reaches it root on this machine: give --tlscert, --tlskey and --tlscacert; or say with --tlsverify=false that clients need no certificate, and with --tls=false that there is no TLS either", h)
 		}
 	}
 	switch d.Runtime {

@@ -83,7 +83,7 @@ func New(env Env) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	group("node", a.upCommand(), a.downCommand(), a.daemonCommand(), a.loadCommand(), a.recoverCommand(), a.devCommand())
+	group("node", a.upCommand(), a.downCommand(), a.daemonCommand(), a.loadCommand(), a.auditCommand(), a.recoverCommand(), a.devCommand())
 	group("swarm", a.statusCommand(), a.nodesCommand(), a.tokenCommand(), a.backupCommand(), a.netCommand())
 	group("service", a.deployCommand(), a.lsCommand(), a.psCommand(), a.logsCommand(), a.scaleCommand(), a.secretCommand(), a.explainCommand(), a.rmCommand())
 	root.AddCommand(&cobra.Command{

@@ -10,6 +10,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/edge/dockerapi/httpapi"
+	"github.com/skep-dev/skep/platform/audit"
 )
 
 // requestTimeout bounds what a request waits for the leader. Docker's clients know
@@ -34,6 +35,10 @@ type Config struct {
 	Log          *slog.Logger
 	// Registerer gets the metrics; nil for none.
 	Registerer prometheus.Registerer
+	// Roles say what the certificates of clients may do.
+	Roles RoleRules
+	// Audit gets every write and every refusal; nil for none.
+	Audit *audit.Log
 }
 
 // API serves the Docker Engine API of one daemon.
@@ -45,6 +50,7 @@ type API struct {
 	log     *slog.Logger
 	router  *httpapi.Router
 	config  Config
+	grants  grants
 	past    swarmPast
 }
 
@@ -52,12 +58,12 @@ type API struct {
 func New(config Config) *API {
 	a := &API{
 		daemon: config.Daemon, swarm: config.Swarm, manager: config.Manager, local: config.Local,
-		log: config.Log, config: config,
-		router: httpapi.NewRouter(httpapi.Config{
-			ServerVersion: config.Daemon.Facts().Version, Experimental: config.Experimental,
-			Log: config.Log, Registerer: config.Registerer,
-		}),
+		log: config.Log, config: config, grants: newGrants(),
 	}
+	a.router = httpapi.NewRouter(httpapi.Config{
+		ServerVersion: config.Daemon.Facts().Version, Experimental: config.Experimental,
+		Log: config.Log, Registerer: config.Registerer, Gate: a.gate,
+	})
 	a.routeSystem()
 	a.routeSwarm()
 	a.routeNodes()
@@ -68,6 +74,7 @@ func New(config Config) *API {
 	a.routeNetworks()
 	a.routeInsight()
 	a.routeBackups()
+	a.routeAudit()
 	return a
 }
 

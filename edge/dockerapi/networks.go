@@ -267,6 +267,7 @@ func (a *API) createNetwork(w http.ResponseWriter, r *http.Request) error {
 	if err := httpapi.ReadJSON(w, r, &req); err != nil {
 		return err
 	}
+	setObject(r, req.Name)
 	switch {
 	case predefined(req.Name):
 		return model.Errorf(model.Denied, "%s is a pre-defined network and cannot be created", req.Name)

@@ -84,6 +84,7 @@ func removeNode(ctx context.Context, c api.ControlClient, _ http.ResponseWriter,
 	if err != nil {
 		return err
 	}
+	setObject(r, n.GetId()+" "+n.GetDescription().GetHostname())
 	_, err = c.RemoveNode(ctx, &api.RemoveNodeRequest{NodeId: n.GetId(), Force: httpapi.Bool(r, "force")})
 	return err
 }

@@ -62,6 +62,7 @@ func createSecret(ctx context.Context, c api.ControlClient, w http.ResponseWrite
 	if err := httpapi.ReadJSON(w, r, &spec); err != nil {
 		return err
 	}
+	setObject(r, spec.Name)
 	if err := checkTemplating(r, spec.Templating); err != nil {
 		return err
 	}
@@ -85,6 +86,7 @@ func updateSecret(ctx context.Context, c api.ControlClient, w http.ResponseWrite
 	if err != nil {
 		return err
 	}
+	setObject(r, s.GetSpec().GetAnnotations().GetName())
 	_, err = c.UpdateSecret(ctx, &api.UpdateSecretRequest{SecretId: s.GetId(), SecretVersion: version, Spec: convert.StoreSecretSpec(spec)})
 	return err
 }
@@ -94,6 +96,7 @@ func removeSecret(ctx context.Context, c api.ControlClient, w http.ResponseWrite
 	if err != nil {
 		return err
 	}
+	setObject(r, s.GetSpec().GetAnnotations().GetName())
 	if _, err := c.RemoveSecret(ctx, &api.RemoveSecretRequest{SecretId: s.GetId()}); err != nil {
 		return err
 	}
@@ -127,6 +130,7 @@ func createConfig(ctx context.Context, c api.ControlClient, w http.ResponseWrite
 	if err := httpapi.ReadJSON(w, r, &spec); err != nil {
 		return err
 	}
+	setObject(r, spec.Name)
 	if err := checkTemplating(r, spec.Templating); err != nil {
 		return err
 	}
@@ -150,6 +154,7 @@ func updateConfig(ctx context.Context, c api.ControlClient, w http.ResponseWrite
 	if err != nil {
 		return err
 	}
+	setObject(r, config.GetSpec().GetAnnotations().GetName())
 	_, err = c.UpdateConfig(ctx, &api.UpdateConfigRequest{ConfigId: config.GetId(), ConfigVersion: version, Spec: convert.StoreConfigSpec(spec)})
 	return err
 }
@@ -159,6 +164,7 @@ func removeConfig(ctx context.Context, c api.ControlClient, w http.ResponseWrite
 	if err != nil {
 		return err
 	}
+	setObject(r, config.GetSpec().GetAnnotations().GetName())
 	if _, err := c.RemoveConfig(ctx, &api.RemoveConfigRequest{ConfigId: config.GetId()}); err != nil {
 		return err
 	}

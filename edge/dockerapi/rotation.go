@@ -35,6 +35,7 @@ func (a *API) rotation(ctx context.Context, c api.ControlClient, w http.Response
 	if err != nil {
 		return err
 	}
+	setObject(r, secret.GetSpec().GetAnnotations().GetName())
 	client, err := a.manager.Secrets()
 	if err != nil {
 		return err

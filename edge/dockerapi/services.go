@@ -144,6 +144,10 @@ func (a *API) createService(ctx context.Context, c api.ControlClient, w http.Res
 	if err != nil {
 		return err
 	}
+	setObject(r, spec.GetAnnotations().GetName())
+	if err := admitService(ctx, c, nil, spec, false); err != nil {
+		return err
+	}
 	if _, err := setRegistryAuth(spec, r); err != nil {
 		return err
 	}
@@ -152,6 +156,7 @@ func (a *API) createService(ctx context.Context, c api.ControlClient, w http.Res
 	if err != nil {
 		return err
 	}
+	setObject(r, resp.GetService().GetSpec().GetAnnotations().GetName())
 	return httpapi.WriteJSON(w, http.StatusCreated, swarm.ServiceCreateResponse{ID: resp.GetService().GetId(), Warnings: warnings})
 }
 
@@ -197,6 +202,10 @@ func (a *API) updateService(ctx context.Context, c api.ControlClient, w http.Res
 	if err != nil {
 		return err
 	}
+	setObject(r, old.GetSpec().GetAnnotations().GetName())
+	if err := admitService(ctx, c, old, spec, rollback == api.UpdateServiceRequest_PREVIOUS); err != nil {
+		return err
+	}
 	if err := keepRegistryAuth(spec, old, from, r); err != nil {
 		return err
 	}
@@ -231,6 +240,7 @@ func removeService(ctx context.Context, c api.ControlClient, _ http.ResponseWrit
 	if err != nil {
 		return err
 	}
+	setObject(r, s.GetSpec().GetAnnotations().GetName())
 	_, err = c.RemoveService(ctx, &api.RemoveServiceRequest{ServiceId: s.GetId()})
 	return err
 }

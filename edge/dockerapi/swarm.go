@@ -81,7 +81,11 @@ func getSwarm(ctx context.Context, c api.ControlClient, w http.ResponseWriter, _
 	if err != nil {
 		return err
 	}
-	return httpapi.WriteJSON(w, http.StatusOK, convert.DockerSwarm(cluster))
+	out := convert.DockerSwarm(cluster)
+	if callerOf(ctx).Role < Admin { // who has a token can add a node, which then gets secrets
+		out.JoinTokens = swarm.JoinTokens{}
+	}
+	return httpapi.WriteJSON(w, http.StatusOK, out)
 }
 
 func updateSwarm(ctx context.Context, c api.ControlClient, w http.ResponseWriter, r *http.Request) error {

@@ -28,6 +28,9 @@ type Guard struct {
 	// Leader connects to the leader, or fails with model.ErrNoLeader. The connection is nil
 	// when this manager leads by then.
 	Leader func(ctx context.Context) (grpc.ClientConnInterface, error)
+	// Refused hears of every call that was refused, with what the caller's certificate says;
+	// it may be nil.
+	Refused func(caller Identity, method string, err error)
 	// Local makes every caller this node itself, but for calls that it passes on for others:
 	// for a listener that only it can reach.
 	Local bool
@@ -134,13 +137,22 @@ func (g *Guard) targets(ctx context.Context, m method, caller Identity) func(con
 	}
 }
 
+// admit authorizes a call and tells who was refused.
+func (g *Guard) admit(ctx context.Context, name string, m method, known bool) (Identity, error) {
+	caller, err := g.authorize(ctx, m, known)
+	if err != nil && g.Refused != nil {
+		g.Refused(peerIdentity(ctx), name, err)
+	}
+	return caller, err
+}
+
 // ServerOptions returns the interceptors that every server of a manager must have.
 func (g *Guard) ServerOptions() []grpc.ServerOption {
 	table := methods()
 	return []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 			m, known := table[info.FullMethod]
-			caller, err := g.authorize(ctx, m, known)
+			caller, err := g.admit(ctx, info.FullMethod, m, known)
 			if err != nil {
 				return nil, err
 			}
@@ -157,7 +169,7 @@ func (g *Guard) ServerOptions() []grpc.ServerOption {
 		}),
 		grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 			m, known := table[info.FullMethod]
-			caller, err := g.authorize(stream.Context(), m, known)
+			caller, err := g.admit(stream.Context(), info.FullMethod, m, known)
 			if err != nil {
 				return err
 			}

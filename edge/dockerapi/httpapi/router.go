@@ -28,7 +28,14 @@ type Config struct {
 	Log *slog.Logger
 	// Registerer gets the metrics of requests; nil for none.
 	Registerer prometheus.Registerer
+	// Gate decides about every request to a route before its handler; its error is the
+	// answer. leave, which may be nil, is called with the status of the answer. Nil lets
+	// everybody in.
+	Gate Gate
 }
+
+// Gate admits a request to the route method and pattern, with r's path values set.
+type Gate func(r *http.Request, method, pattern string) (admitted *http.Request, leave func(status int), err error)
 
 // Router finds the handler of a request. Fill it with Handle before it serves.
 type Router struct {
@@ -154,17 +161,20 @@ func (rt *Router) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Ostype", "linux")
 	h.Set("Server", "Docker/"+rt.config.ServerVersion+" (linux)")
 	out := &response{ResponseWriter: w}
-	err := rt.serve(out, r, found, values, version, versioned)
+	leave, err := rt.serve(out, r, found, values, version, versioned)
 	status := rt.finish(out, r, version, err)
+	if leave != nil {
+		leave(status)
+	}
 	rt.duration.WithLabelValues(found.method, found.pattern, fmt.Sprint(status)).Observe(time.Since(begin).Seconds())
 	rt.log(r, status, time.Since(begin), err)
 }
 
-func (rt *Router) serve(w http.ResponseWriter, r *http.Request, found *route, values []string, version string, versioned bool) error {
+func (rt *Router) serve(w http.ResponseWriter, r *http.Request, found *route, values []string, version string, versioned bool) (leave func(int), err error) {
 	v := ParseVersion(MaxVersion)
 	if versioned {
 		if err := checkVersion(version); err != nil {
-			return err
+			return nil, err
 		}
 		v = ParseVersion(version)
 	}
@@ -172,7 +182,12 @@ func (rt *Router) serve(w http.ResponseWriter, r *http.Request, found *route, va
 	for i, name := range found.names {
 		r.SetPathValue(name, values[i])
 	}
-	return found.handler(w, r)
+	if rt.config.Gate != nil {
+		if r, leave, err = rt.config.Gate(r, found.method, found.pattern); err != nil {
+			return leave, err
+		}
+	}
+	return leave, found.handler(w, r)
 }
 
 // finish writes err unless the answer has begun, and returns the status for the log.
