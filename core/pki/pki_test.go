@@ -553,3 +553,36 @@ func FuzzDecodeKeyFile(f *testing.F) {
 		}
 	})
 }
+
+// FuzzIssue signs what a stranger calls a certificate request.
+func FuzzIssue(f *testing.F) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	root, err := NewRoot(random(), now)
+	if err != nil {
+		f.Fatal(err)
+	}
+	key, err := NewKey(random())
+	if err != nil {
+		f.Fatal(err)
+	}
+	csr, err := NewCSR(random(), key)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(csr)
+	f.Add(csr[:len(csr)/2])
+	f.Add([]byte("-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----\n"))
+	f.Fuzz(func(t *testing.T, request []byte) {
+		chain, err := root.Issue(random(), now, request, Leaf{NodeID: "n", ClusterID: "c", OU: WorkerRole, Expiry: time.Hour})
+		if err != nil {
+			return
+		}
+		certs, err := ParseCerts(chain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := certs[0].Subject; s.CommonName != "n" || len(s.OrganizationalUnit) != 1 || s.OrganizationalUnit[0] != WorkerRole || certs[0].IsCA {
+			t.Errorf("the request decided about its certificate: %v", s)
+		}
+	})
+}

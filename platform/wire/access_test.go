@@ -7,7 +7,10 @@ import (
 	"crypto/x509/pkix"
 	"maps"
 	"net"
+	"os"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -69,6 +72,48 @@ func TestAccess(t *testing.T) {
 			} else if status.Code(err) != codes.PermissionDenied {
 				t.Errorf("%s by %+v: %v", name, c, err)
 			}
+		}
+	}
+}
+
+// TestSecurityTable holds the table of docs/security.md: it has every method, with the roles
+// that its .proto declares.
+func TestSecurityTable(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := map[string]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `(/[^`]+)` \\| ([a-z, ]+) \\| (.+) \\|$").FindAllStringSubmatch(string(doc), -1) {
+		told[row[1]] = row[2]
+		if open := strings.Contains(row[2], "worker") || row[2] == "anyone"; open == (row[3] == "nothing") {
+			t.Errorf("%s is open to %s, and a worker's certificate reaches %s", row[1], row[2], row[3])
+		}
+	}
+	used := map[string]bool{}
+	for name, m := range methods() {
+		row := name
+		if _, ok := told[row]; !ok {
+			row = name[:strings.LastIndex(name, "/")] + "/*"
+		}
+		used[row] = true
+		var roles []string
+		for _, role := range []string{pki.WorkerRole, pki.ManagerRole, pki.CARole} {
+			if slices.Contains(m.rule.GetRoles(), role) {
+				roles = append(roles, strings.TrimPrefix(role, "swarm-"))
+			}
+		}
+		want := strings.Join(roles, ", ")
+		if m.rule.GetAnyone() {
+			want = "anyone"
+		}
+		if told[row] != want {
+			t.Errorf("docs/security.md has %q for %s, its .proto %q", told[row], name, want)
+		}
+	}
+	for row := range told {
+		if !used[row] {
+			t.Errorf("docs/security.md has %s, which is no method", row)
 		}
 	}
 }
