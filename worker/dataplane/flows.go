@@ -71,3 +71,42 @@ func endFamily(f netlink.InetFamily, g gone) error {
 	}
 	return nil
 }
+
+// unled matches flows of datagrams to ports of this node that lead to the node itself.
+type unled struct {
+	ports map[uint16]bool
+	own   map[netip.Addr]bool // the node's addresses
+}
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (u unled) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	to, ok := netip.AddrFromSlice(f.Forward.DstIP)
+	return ok && f.Forward.Protocol == unix.IPPROTO_UDP && u.ports[f.Forward.DstPort] && u.own[to.Unmap()] && f.Reverse.SrcIP.Equal(f.Forward.DstIP)
+}
+
+// forgetUnled forgets where datagrams to ports went that lead somewhere only now: a client
+// that goes on sending from one port would never reach it.
+func forgetUnled(ns netns.NsHandle, ports map[uint16]bool) error {
+	if len(ports) == 0 {
+		return nil
+	}
+	return within(ns, func() error {
+		addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("list addresses: %w", err)
+		}
+		u := unled{ports, map[netip.Addr]bool{}}
+		for _, a := range addrs {
+			if ip, ok := netip.AddrFromSlice(a.IP); ok {
+				u.own[ip.Unmap()] = true
+			}
+		}
+		var errs []error
+		for _, f := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+			if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, f, u); err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+				errs = append(errs, fmt.Errorf("forget datagrams: %w", err))
+			}
+		}
+		return errors.Join(errs...)
+	})
+}

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -163,9 +164,9 @@ type mesh struct {
 	ports   map[meshPort]netplan.Published // those that are published here; nil without rules
 	keepers map[netip.Addr]bool
 	held    map[meshPort][]*reservation
-	taken   map[meshPort]string // by whom
-	moved   bool                // a port was taken, or given up, since the rules were written
-	v4, v6  watched             // v6 has no rules unless the ingress network has IPv6
+	taken   map[meshPort]taker
+	moved   bool    // a port was taken, or given up, since the rules were written
+	v4, v6  watched // v6 has no rules unless the ingress network has IPv6
 }
 
 // families returns the rulesets of the node's edge.
@@ -185,7 +186,7 @@ func (m *mesh) write(ns netns.NsHandle) error {
 }
 
 func newMesh() mesh {
-	return mesh{held: map[meshPort][]*reservation{}, taken: map[meshPort]string{}}
+	return mesh{held: map[meshPort][]*reservation{}, taken: map[meshPort]taker{}}
 }
 
 // planMesh sets what the rules should be.
@@ -230,6 +231,7 @@ func (d *Dataplane) updateMesh(changes []netplan.Published, keep []netplan.Keepe
 		err := changeMesh(d.hostNS, w.rules.table, ports, known, keep)
 		failed = failed || err != nil
 	}
+	before := maps.Clone(d.mesh.ports)
 	for _, p := range ports {
 		if d.mesh.ports[meshPortOf(p)] = p; p.Gone {
 			delete(d.mesh.ports, meshPortOf(p))
@@ -242,9 +244,23 @@ func (d *Dataplane) updateMesh(changes []netplan.Published, keep []netplan.Keepe
 	}
 	if failed { // somebody changed our table: all of it is written anew
 		d.planMesh()
-		return d.mesh.write(d.hostNS)
+		if err := d.mesh.write(d.hostNS); err != nil {
+			return err
+		}
 	}
-	return nil
+	return forgetUnled(d.hostNS, opened(before, d.mesh.ports))
+}
+
+// opened returns the ports of datagrams that lead somewhere now and did not before.
+func opened(before, now map[meshPort]netplan.Published) map[uint16]bool {
+	out := map[uint16]bool{}
+	for at, p := range now {
+		was := before[at]
+		if at[0] == unix.IPPROTO_UDP && len(was.Backends)+len(was.Backends6) == 0 && len(p.Backends)+len(p.Backends6) > 0 {
+			out[at[1]] = true
+		}
+	}
+	return out
 }
 
 // changeMesh changes ports, known to the kernel or not, and keepers of one family.
@@ -315,17 +331,22 @@ func (d *Dataplane) ensureMesh(x *drift) error {
 	if d.mesh.ports == nil {
 		d.mesh.v4.gen, d.mesh.v6.gen = 0, 0
 	}
+	before := d.mesh.ports
 	d.planMesh()
 	d.sayTaken(x)
-	if d.mesh.moved && x.repair {
-		d.mesh.moved = false
-		return d.mesh.write(d.hostNS)
+	if !x.repair {
+		before = d.mesh.ports // nothing is written
 	}
 	var errs []error
-	for _, w := range d.mesh.families() {
-		errs = append(errs, w.ensure(d.hostNS, x, "routing mesh"))
+	if d.mesh.moved && x.repair {
+		d.mesh.moved = false
+		errs = append(errs, d.mesh.write(d.hostNS))
+	} else {
+		for _, w := range d.mesh.families() {
+			errs = append(errs, w.ensure(d.hostNS, x, "routing mesh"))
+		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, forgetUnled(d.hostNS, opened(before, d.mesh.ports)))...)
 }
 
 // ensureLeg makes or mends the pair of links between host and ingress network.

@@ -60,33 +60,39 @@ func (d *Dataplane) holdPort(p meshPort) bool {
 	})
 	if err == nil {
 		d.mesh.held[p] = held
-		d.setTaken(p, "")
+		d.setTaken(p, taker{})
 		return true
 	}
 	for _, r := range held {
 		r.close()
 	}
-	by := ""
+	var by taker
 	if model.KindOf(err) == model.Conflict { // a kernel that cannot hold it has nobody who could listen either
 		by = d.holderOf(p)
 	}
 	d.setTaken(p, by)
-	return by == ""
+	return by.name == ""
 }
 
-// setTaken notes who has a published port, "" for nobody, and says so when it changes.
-func (d *Dataplane) setTaken(p meshPort, by string) {
+// taker is who has a published port: a name, and the number of its socket if it has one.
+type taker struct {
+	name  string
+	inode uint32
+}
+
+// setTaken notes who has a published port, zero for nobody, and says so when it changes.
+func (d *Dataplane) setTaken(p meshPort, by taker) {
 	switch had := d.mesh.taken[p]; {
-	case by == "" && had != "":
+	case by.name == "" && had.name != "":
 		delete(d.mesh.taken, p)
 		d.mesh.moved = true
 		d.cfg.Log.Info("port is published on this node now", slog.String("port", p.String()))
-	case by != "" && had == "":
+	case by.name != "" && had.name == "":
 		d.mesh.moved = true
 		d.cfg.Log.Warn("port is not published on this node: somebody else listens there; stop that, or publish another port",
-			slog.String("port", p.String()), slog.String("listener", by))
+			slog.String("port", p.String()), slog.String("listener", by.name))
 		d.mesh.taken[p] = by
-	case by != "":
+	case by.name != "":
 		d.mesh.taken[p] = by
 	}
 	d.metrics.taken.Set(float64(len(d.mesh.taken)))
@@ -127,17 +133,17 @@ func (d *Dataplane) sayTaken(x *drift) {
 		return // nothing that could be mended
 	}
 	for _, p := range slices.SortedFunc(maps.Keys(d.mesh.taken), func(a, b meshPort) int { return cmp.Or(cmp.Compare(a[1], b[1]), cmp.Compare(a[0], b[0])) }) {
-		x.found = append(x.found, fmt.Sprintf("routing mesh: port %s is not published here: %s listens there", p, d.mesh.taken[p]))
+		x.found = append(x.found, fmt.Sprintf("routing mesh: port %s is not published here: %s listens there", p, d.mesh.taken[p].name))
 	}
 }
 
-// holderOf says who has a port that cannot be bound, "" if nobody listens there: a
+// holderOf says who has a port that cannot be bound, zero if nobody listens there: a
 // connection that left from it is no reason against publishing it.
-func (d *Dataplane) holderOf(p meshPort) string {
+func (d *Dataplane) holderOf(p meshPort) taker {
 	for id, held := range d.reserved {
 		for _, r := range held {
 			if r.port.HostPort == p[1] && r.port.Protocol == p.protocol() {
-				return fmt.Sprintf("container %.12s", id)
+				return taker{name: fmt.Sprintf("container %.12s", id)}
 			}
 		}
 	}
@@ -157,23 +163,29 @@ func (d *Dataplane) holderOf(p meshPort) string {
 		return nil
 	})
 	if err != nil { // kernels without the means to ask
-		return "a process of this node"
+		return taker{name: someProcess}
 	}
 	const listening = 10 // TCP_LISTEN
 	for _, s := range sockets {
 		if s.ID.SourcePort == p[1] && (p[0] == unix.IPPROTO_UDP || s.State == listening) {
-			return processOf(s.INode)
+			if had := d.mesh.taken[p]; had.inode == s.INode {
+				return had
+			}
+			return taker{processOf(s.INode), s.INode}
 		}
 	}
-	return ""
+	return taker{}
 }
+
+// someProcess is who has a port when its name cannot be found out.
+const someProcess = "a process of this node"
 
 // processOf names the process that has a socket.
 func processOf(inode uint32) string {
 	socket := "socket:[" + strconv.FormatUint(uint64(inode), 10) + "]"
 	links, err := filepath.Glob("/proc/[0-9]*/fd/*")
 	if err != nil {
-		return "a process of this node"
+		return someProcess
 	}
 	for _, link := range links {
 		if to, err := os.Readlink(link); err != nil || to != socket {
@@ -186,5 +198,5 @@ func processOf(inode uint32) string {
 		}
 		return fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(name)), pid)
 	}
-	return "a process of this node"
+	return someProcess
 }

@@ -338,6 +338,46 @@ func TestRoutingMesh(t *testing.T) {
 	}
 }
 
+// TestDatagramsFindTheirWay: a client that goes on sending from one port reaches a task that
+// came after it, also when there was none for a while.
+func TestDatagramsFindTheirWay(t *testing.T) {
+	l := newLab(t, 1)
+	n := l.nodes[0]
+	outside := l.host("outside", netip.MustParseAddr("192.0.2.50"))
+	task := endpointOf(n, "ingress", "web.1", "s1", "10.0.0.3", true)
+	l.tell(&skepv1.NetworkUpdate{Complete: true, Networks: nets(), Endpoints: append(l.legs(), task)})
+	echo(t, l.attach(n, "web.1", "ingress=10.0.0.3").NetNS, 80, "web.1")
+	c, err := dialIn(outside, "udp4", "192.0.2.1:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	nobody := func() {
+		t.Helper()
+		if name, _, err := whoOver(c); err == nil {
+			t.Errorf("%s answered", name)
+		}
+	}
+	somebody := func() {
+		t.Helper()
+		var err error
+		for range 2 { // an old refusal may come first
+			var name string
+			if name, _, err = whoOver(c); name == "web.1" {
+				return
+			}
+		}
+		t.Errorf("nobody answered: %v", err)
+	}
+	nobody()
+	l.tell(&skepv1.NetworkUpdate{Services: []*skepv1.BalancedService{web(8080)}})
+	somebody()
+	l.tell(&skepv1.NetworkUpdate{RemovedEndpoints: []*skepv1.EndpointKey{{NetworkId: "ingress", TaskId: "web.1"}}})
+	nobody()
+	l.tell(&skepv1.NetworkUpdate{Endpoints: []*skepv1.OverlayEndpoint{task}})
+	somebody()
+}
+
 // TestPublishedPortsAreHeld: a process of the node cannot get a published port, and one that
 // has it keeps it.
 func TestPublishedPortsAreHeld(t *testing.T) {
