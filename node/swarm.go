@@ -728,6 +728,15 @@ func (s *membership) Secrets() (skepv1.SecretsClient, error) {
 	return skepv1.NewSecretsClient(role.route()), nil
 }
 
+// Networks implements dockerapi.Manager.
+func (s *membership) Networks() (skepv1.NetworksClient, error) {
+	role, err := s.role()
+	if err != nil {
+		return nil, err
+	}
+	return skepv1.NewNetworksClient(role.route()), nil
+}
+
 // Follow implements dockerapi.Manager.
 func (s *membership) Follow() (*replica.Cursor, error) {
 	role, err := s.role()

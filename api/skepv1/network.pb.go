@@ -79,6 +79,423 @@ func (MeshSource) EnumDescriptor() ([]byte, []int) {
 	return file_skep_v1_network_proto_rawDescGZIP(), []int{0}
 }
 
+type CheckNetworksRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id or name of a network or service; empty for everything.
+	Target        string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckNetworksRequest) Reset() {
+	*x = CheckNetworksRequest{}
+	mi := &file_skep_v1_network_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckNetworksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckNetworksRequest) ProtoMessage() {}
+
+func (x *CheckNetworksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckNetworksRequest.ProtoReflect.Descriptor instead.
+func (*CheckNetworksRequest) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *CheckNetworksRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type CheckNetworksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*NodeNetworks        `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckNetworksResponse) Reset() {
+	*x = CheckNetworksResponse{}
+	mi := &file_skep_v1_network_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckNetworksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckNetworksResponse) ProtoMessage() {}
+
+func (x *CheckNetworksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckNetworksResponse.ProtoReflect.Descriptor instead.
+func (*CheckNetworksResponse) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CheckNetworksResponse) GetNodes() []*NodeNetworks {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// NodeNetworks is what one node said of its networks.
+type NodeNetworks struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	NodeId   string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	NodeName string                 `protobuf:"bytes,2,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	// Why there is no answer that counts: the node is down, has no session, did not answer in
+	// time, or is a Docker Engine, whose networks nobody can check. Empty when it was checked.
+	Unchecked string `protobuf:"bytes,3,opt,name=unchecked,proto3" json:"unchecked,omitempty"`
+	// True if it should have answered.
+	Missing     bool                 `protobuf:"varint,4,opt,name=missing,proto3" json:"missing,omitempty"`
+	Differences []*NetworkDifference `protobuf:"bytes,5,rep,name=differences,proto3" json:"differences,omitempty"`
+	// What could not be compared or mended; empty when all was.
+	Error         string `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeNetworks) Reset() {
+	*x = NodeNetworks{}
+	mi := &file_skep_v1_network_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeNetworks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeNetworks) ProtoMessage() {}
+
+func (x *NodeNetworks) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeNetworks.ProtoReflect.Descriptor instead.
+func (*NodeNetworks) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *NodeNetworks) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *NodeNetworks) GetNodeName() string {
+	if x != nil {
+		return x.NodeName
+	}
+	return ""
+}
+
+func (x *NodeNetworks) GetUnchecked() string {
+	if x != nil {
+		return x.Unchecked
+	}
+	return ""
+}
+
+func (x *NodeNetworks) GetMissing() bool {
+	if x != nil {
+		return x.Missing
+	}
+	return false
+}
+
+func (x *NodeNetworks) GetDifferences() []*NetworkDifference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *NodeNetworks) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// NetworkDifference is one thing that was not as it should be.
+type NetworkDifference struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// link, forward, rules or names for the kernel; state where the node knew something else
+	// than the managers.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The networks that it may concern; none for the node's local network.
+	NetworkIds   []string `protobuf:"bytes,2,rep,name=network_ids,json=networkIds,proto3" json:"network_ids,omitempty"`
+	NetworkNames []string `protobuf:"bytes,3,rep,name=network_names,json=networkNames,proto3" json:"network_names,omitempty"`
+	Text         string   `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	// True if it was mended at once.
+	Mended        bool `protobuf:"varint,5,opt,name=mended,proto3" json:"mended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkDifference) Reset() {
+	*x = NetworkDifference{}
+	mi := &file_skep_v1_network_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkDifference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkDifference) ProtoMessage() {}
+
+func (x *NetworkDifference) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkDifference.ProtoReflect.Descriptor instead.
+func (*NetworkDifference) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *NetworkDifference) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *NetworkDifference) GetNetworkIds() []string {
+	if x != nil {
+		return x.NetworkIds
+	}
+	return nil
+}
+
+func (x *NetworkDifference) GetNetworkNames() []string {
+	if x != nil {
+		return x.NetworkNames
+	}
+	return nil
+}
+
+func (x *NetworkDifference) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *NetworkDifference) GetMended() bool {
+	if x != nil {
+		return x.Mended
+	}
+	return false
+}
+
+// CheckOrder asks a node to compare and mend.
+type CheckOrder struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Digest of all that the node must know of the swarm's networks by now.
+	Digest        []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckOrder) Reset() {
+	*x = CheckOrder{}
+	mi := &file_skep_v1_network_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckOrder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckOrder) ProtoMessage() {}
+
+func (x *CheckOrder) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckOrder.ProtoReflect.Descriptor instead.
+func (*CheckOrder) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *CheckOrder) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CheckOrder) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+type CheckedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	CheckId       string                 `protobuf:"bytes,2,opt,name=check_id,json=checkId,proto3" json:"check_id,omitempty"`
+	Differences   []*NetworkDifference   `protobuf:"bytes,3,rep,name=differences,proto3" json:"differences,omitempty"`
+	Error         string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckedRequest) Reset() {
+	*x = CheckedRequest{}
+	mi := &file_skep_v1_network_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckedRequest) ProtoMessage() {}
+
+func (x *CheckedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckedRequest.ProtoReflect.Descriptor instead.
+func (*CheckedRequest) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CheckedRequest) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *CheckedRequest) GetCheckId() string {
+	if x != nil {
+		return x.CheckId
+	}
+	return ""
+}
+
+func (x *CheckedRequest) GetDifferences() []*NetworkDifference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *CheckedRequest) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+type CheckedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckedResponse) Reset() {
+	*x = CheckedResponse{}
+	mi := &file_skep_v1_network_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckedResponse) ProtoMessage() {}
+
+func (x *CheckedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckedResponse.ProtoReflect.Descriptor instead.
+func (*CheckedResponse) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{6}
+}
+
 type WatchNetworksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The dispatcher session of the node.
@@ -89,7 +506,7 @@ type WatchNetworksRequest struct {
 
 func (x *WatchNetworksRequest) Reset() {
 	*x = WatchNetworksRequest{}
-	mi := &file_skep_v1_network_proto_msgTypes[0]
+	mi := &file_skep_v1_network_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -101,7 +518,7 @@ func (x *WatchNetworksRequest) String() string {
 func (*WatchNetworksRequest) ProtoMessage() {}
 
 func (x *WatchNetworksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[0]
+	mi := &file_skep_v1_network_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -114,7 +531,7 @@ func (x *WatchNetworksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNetworksRequest.ProtoReflect.Descriptor instead.
 func (*WatchNetworksRequest) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{0}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WatchNetworksRequest) GetSessionId() string {
@@ -139,7 +556,7 @@ type ProgrammedRequest struct {
 
 func (x *ProgrammedRequest) Reset() {
 	*x = ProgrammedRequest{}
-	mi := &file_skep_v1_network_proto_msgTypes[1]
+	mi := &file_skep_v1_network_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -151,7 +568,7 @@ func (x *ProgrammedRequest) String() string {
 func (*ProgrammedRequest) ProtoMessage() {}
 
 func (x *ProgrammedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[1]
+	mi := &file_skep_v1_network_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -164,7 +581,7 @@ func (x *ProgrammedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgrammedRequest.ProtoReflect.Descriptor instead.
 func (*ProgrammedRequest) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{1}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ProgrammedRequest) GetSessionId() string {
@@ -203,7 +620,7 @@ type ProgrammedResponse struct {
 
 func (x *ProgrammedResponse) Reset() {
 	*x = ProgrammedResponse{}
-	mi := &file_skep_v1_network_proto_msgTypes[2]
+	mi := &file_skep_v1_network_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -215,7 +632,7 @@ func (x *ProgrammedResponse) String() string {
 func (*ProgrammedResponse) ProtoMessage() {}
 
 func (x *ProgrammedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[2]
+	mi := &file_skep_v1_network_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -228,7 +645,7 @@ func (x *ProgrammedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgrammedResponse.ProtoReflect.Descriptor instead.
 func (*ProgrammedResponse) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{2}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{9}
 }
 
 // NetworkUpdate changes what a node knows. A node applies it whole before it reports its
@@ -251,15 +668,17 @@ type NetworkUpdate struct {
 	// anybody losing a request.
 	Withdrawn []string `protobuf:"bytes,10,rep,name=withdrawn,proto3" json:"withdrawn,omitempty"`
 	// The other nodes of the encrypted networks among these.
-	Peers         []*NetworkPeer `protobuf:"bytes,11,rep,name=peers,proto3" json:"peers,omitempty"`
-	RemovedPeers  []*PeerKey     `protobuf:"bytes,12,rep,name=removed_peers,json=removedPeers,proto3" json:"removed_peers,omitempty"`
+	Peers        []*NetworkPeer `protobuf:"bytes,11,rep,name=peers,proto3" json:"peers,omitempty"`
+	RemovedPeers []*PeerKey     `protobuf:"bytes,12,rep,name=removed_peers,json=removedPeers,proto3" json:"removed_peers,omitempty"`
+	// A check to make once the update is programmed.
+	Check         *CheckOrder `protobuf:"bytes,20,opt,name=check,proto3" json:"check,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NetworkUpdate) Reset() {
 	*x = NetworkUpdate{}
-	mi := &file_skep_v1_network_proto_msgTypes[3]
+	mi := &file_skep_v1_network_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -271,7 +690,7 @@ func (x *NetworkUpdate) String() string {
 func (*NetworkUpdate) ProtoMessage() {}
 
 func (x *NetworkUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[3]
+	mi := &file_skep_v1_network_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -284,7 +703,7 @@ func (x *NetworkUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkUpdate.ProtoReflect.Descriptor instead.
 func (*NetworkUpdate) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{3}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NetworkUpdate) GetComplete() bool {
@@ -371,6 +790,13 @@ func (x *NetworkUpdate) GetRemovedPeers() []*PeerKey {
 	return nil
 }
 
+func (x *NetworkUpdate) GetCheck() *CheckOrder {
+	if x != nil {
+		return x.Check
+	}
+	return nil
+}
+
 // LocalNode is the receiving node itself.
 type LocalNode struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -389,7 +815,7 @@ type LocalNode struct {
 
 func (x *LocalNode) Reset() {
 	*x = LocalNode{}
-	mi := &file_skep_v1_network_proto_msgTypes[4]
+	mi := &file_skep_v1_network_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +827,7 @@ func (x *LocalNode) String() string {
 func (*LocalNode) ProtoMessage() {}
 
 func (x *LocalNode) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[4]
+	mi := &file_skep_v1_network_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +840,7 @@ func (x *LocalNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalNode.ProtoReflect.Descriptor instead.
 func (*LocalNode) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{4}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LocalNode) GetId() string {
@@ -477,7 +903,7 @@ type OverlayNetwork struct {
 
 func (x *OverlayNetwork) Reset() {
 	*x = OverlayNetwork{}
-	mi := &file_skep_v1_network_proto_msgTypes[5]
+	mi := &file_skep_v1_network_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +915,7 @@ func (x *OverlayNetwork) String() string {
 func (*OverlayNetwork) ProtoMessage() {}
 
 func (x *OverlayNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[5]
+	mi := &file_skep_v1_network_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +928,7 @@ func (x *OverlayNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverlayNetwork.ProtoReflect.Descriptor instead.
 func (*OverlayNetwork) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{5}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *OverlayNetwork) GetId() string {
@@ -596,7 +1022,7 @@ type OverlaySubnet struct {
 
 func (x *OverlaySubnet) Reset() {
 	*x = OverlaySubnet{}
-	mi := &file_skep_v1_network_proto_msgTypes[6]
+	mi := &file_skep_v1_network_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -608,7 +1034,7 @@ func (x *OverlaySubnet) String() string {
 func (*OverlaySubnet) ProtoMessage() {}
 
 func (x *OverlaySubnet) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[6]
+	mi := &file_skep_v1_network_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -621,7 +1047,7 @@ func (x *OverlaySubnet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverlaySubnet.ProtoReflect.Descriptor instead.
 func (*OverlaySubnet) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{6}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OverlaySubnet) GetSubnet() string {
@@ -656,7 +1082,7 @@ type EndpointKey struct {
 
 func (x *EndpointKey) Reset() {
 	*x = EndpointKey{}
-	mi := &file_skep_v1_network_proto_msgTypes[7]
+	mi := &file_skep_v1_network_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +1094,7 @@ func (x *EndpointKey) String() string {
 func (*EndpointKey) ProtoMessage() {}
 
 func (x *EndpointKey) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[7]
+	mi := &file_skep_v1_network_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +1107,7 @@ func (x *EndpointKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointKey.ProtoReflect.Descriptor instead.
 func (*EndpointKey) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{7}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EndpointKey) GetNetworkId() string {
@@ -722,7 +1148,7 @@ type OverlayEndpoint struct {
 
 func (x *OverlayEndpoint) Reset() {
 	*x = OverlayEndpoint{}
-	mi := &file_skep_v1_network_proto_msgTypes[8]
+	mi := &file_skep_v1_network_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -734,7 +1160,7 @@ func (x *OverlayEndpoint) String() string {
 func (*OverlayEndpoint) ProtoMessage() {}
 
 func (x *OverlayEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[8]
+	mi := &file_skep_v1_network_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -747,7 +1173,7 @@ func (x *OverlayEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverlayEndpoint.ProtoReflect.Descriptor instead.
 func (*OverlayEndpoint) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{8}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *OverlayEndpoint) GetKey() *EndpointKey {
@@ -824,7 +1250,7 @@ type PeerKey struct {
 
 func (x *PeerKey) Reset() {
 	*x = PeerKey{}
-	mi := &file_skep_v1_network_proto_msgTypes[9]
+	mi := &file_skep_v1_network_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +1262,7 @@ func (x *PeerKey) String() string {
 func (*PeerKey) ProtoMessage() {}
 
 func (x *PeerKey) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[9]
+	mi := &file_skep_v1_network_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +1275,7 @@ func (x *PeerKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerKey.ProtoReflect.Descriptor instead.
 func (*PeerKey) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{9}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PeerKey) GetNetworkId() string {
@@ -882,7 +1308,7 @@ type NetworkPeer struct {
 
 func (x *NetworkPeer) Reset() {
 	*x = NetworkPeer{}
-	mi := &file_skep_v1_network_proto_msgTypes[10]
+	mi := &file_skep_v1_network_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +1320,7 @@ func (x *NetworkPeer) String() string {
 func (*NetworkPeer) ProtoMessage() {}
 
 func (x *NetworkPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[10]
+	mi := &file_skep_v1_network_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +1333,7 @@ func (x *NetworkPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPeer.ProtoReflect.Descriptor instead.
 func (*NetworkPeer) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{10}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NetworkPeer) GetKey() *PeerKey {
@@ -956,7 +1382,7 @@ type BalancedService struct {
 
 func (x *BalancedService) Reset() {
 	*x = BalancedService{}
-	mi := &file_skep_v1_network_proto_msgTypes[11]
+	mi := &file_skep_v1_network_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1394,7 @@ func (x *BalancedService) String() string {
 func (*BalancedService) ProtoMessage() {}
 
 func (x *BalancedService) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[11]
+	mi := &file_skep_v1_network_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1407,7 @@ func (x *BalancedService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalancedService.ProtoReflect.Descriptor instead.
 func (*BalancedService) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{11}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *BalancedService) GetId() string {
@@ -1037,7 +1463,7 @@ type VirtualAddress struct {
 
 func (x *VirtualAddress) Reset() {
 	*x = VirtualAddress{}
-	mi := &file_skep_v1_network_proto_msgTypes[12]
+	mi := &file_skep_v1_network_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1475,7 @@ func (x *VirtualAddress) String() string {
 func (*VirtualAddress) ProtoMessage() {}
 
 func (x *VirtualAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[12]
+	mi := &file_skep_v1_network_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1488,7 @@ func (x *VirtualAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VirtualAddress.ProtoReflect.Descriptor instead.
 func (*VirtualAddress) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{12}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *VirtualAddress) GetNetworkId() string {
@@ -1091,7 +1517,7 @@ type MeshPort struct {
 
 func (x *MeshPort) Reset() {
 	*x = MeshPort{}
-	mi := &file_skep_v1_network_proto_msgTypes[13]
+	mi := &file_skep_v1_network_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1529,7 @@ func (x *MeshPort) String() string {
 func (*MeshPort) ProtoMessage() {}
 
 func (x *MeshPort) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[13]
+	mi := &file_skep_v1_network_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1542,7 @@ func (x *MeshPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshPort.ProtoReflect.Descriptor instead.
 func (*MeshPort) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{13}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MeshPort) GetProtocol() uint32 {
@@ -1144,7 +1570,36 @@ var File_skep_v1_network_proto protoreflect.FileDescriptor
 
 const file_skep_v1_network_proto_rawDesc = "" +
 	"\n" +
-	"\x15skep/v1/network.proto\x12\askep.v1\x1a\x14skep/v1/access.proto\"5\n" +
+	"\x15skep/v1/network.proto\x12\askep.v1\x1a\x14skep/v1/access.proto\".\n" +
+	"\x14CheckNetworksRequest\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\"D\n" +
+	"\x15CheckNetworksResponse\x12+\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x15.skep.v1.NodeNetworksR\x05nodes\"\xd0\x01\n" +
+	"\fNodeNetworks\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1b\n" +
+	"\tnode_name\x18\x02 \x01(\tR\bnodeName\x12\x1c\n" +
+	"\tunchecked\x18\x03 \x01(\tR\tunchecked\x12\x18\n" +
+	"\amissing\x18\x04 \x01(\bR\amissing\x12<\n" +
+	"\vdifferences\x18\x05 \x03(\v2\x1a.skep.v1.NetworkDifferenceR\vdifferences\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"\x99\x01\n" +
+	"\x11NetworkDifference\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1f\n" +
+	"\vnetwork_ids\x18\x02 \x03(\tR\n" +
+	"networkIds\x12#\n" +
+	"\rnetwork_names\x18\x03 \x03(\tR\fnetworkNames\x12\x12\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\x12\x16\n" +
+	"\x06mended\x18\x05 \x01(\bR\x06mended\"4\n" +
+	"\n" +
+	"CheckOrder\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\"\x9e\x01\n" +
+	"\x0eCheckedRequest\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x19\n" +
+	"\bcheck_id\x18\x02 \x01(\tR\acheckId\x12<\n" +
+	"\vdifferences\x18\x03 \x03(\v2\x1a.skep.v1.NetworkDifferenceR\vdifferences\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\x11\n" +
+	"\x0fCheckedResponse\"5\n" +
 	"\x14WatchNetworksRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\"~\n" +
@@ -1154,7 +1609,7 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1a\n" +
 	"\brepaired\x18\x03 \x01(\x04R\brepaired\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\"\x14\n" +
-	"\x12ProgrammedResponse\"\xaa\x04\n" +
+	"\x12ProgrammedResponse\"\xd5\x04\n" +
 	"\rNetworkUpdate\x12\x1a\n" +
 	"\bcomplete\x18\x01 \x01(\bR\bcomplete\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12&\n" +
@@ -1168,7 +1623,8 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\twithdrawn\x18\n" +
 	" \x03(\tR\twithdrawn\x12*\n" +
 	"\x05peers\x18\v \x03(\v2\x14.skep.v1.NetworkPeerR\x05peers\x125\n" +
-	"\rremoved_peers\x18\f \x03(\v2\x10.skep.v1.PeerKeyR\fremovedPeers\"\x9f\x01\n" +
+	"\rremoved_peers\x18\f \x03(\v2\x10.skep.v1.PeerKeyR\fremovedPeers\x12)\n" +
+	"\x05check\x18\x14 \x01(\v2\x13.skep.v1.CheckOrderR\x05check\"\x9f\x01\n" +
 	"\tLocalNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tdata_addr\x18\x02 \x01(\tR\bdataAddr\x12!\n" +
@@ -1243,13 +1699,18 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"MeshSource\x12\x1b\n" +
 	"\x17MESH_SOURCE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10MESH_SOURCE_KEEP\x10\x01\x12\x1a\n" +
-	"\x16MESH_SOURCE_MASQUERADE\x10\x022\xdd\x01\n" +
+	"\x16MESH_SOURCE_MASQUERADE\x10\x022\x9f\x03\n" +
 	"\bNetworks\x12e\n" +
 	"\x05Watch\x12\x1d.skep.v1.WatchNetworksRequest\x1a\x16.skep.v1.NetworkUpdate\"#ʮ\xee\x98\x02\x1d\n" +
 	"\fswarm-worker\n" +
 	"\rswarm-manager0\x01\x12j\n" +
 	"\n" +
 	"Programmed\x12\x1a.skep.v1.ProgrammedRequest\x1a\x1b.skep.v1.ProgrammedResponse\"#ʮ\xee\x98\x02\x1d\n" +
+	"\fswarm-worker\n" +
+	"\rswarm-manager\x12]\n" +
+	"\x05Check\x12\x1d.skep.v1.CheckNetworksRequest\x1a\x1e.skep.v1.CheckNetworksResponse\"\x15ʮ\xee\x98\x02\x0f\n" +
+	"\rswarm-manager\x12a\n" +
+	"\aChecked\x12\x17.skep.v1.CheckedRequest\x1a\x18.skep.v1.CheckedResponse\"#ʮ\xee\x98\x02\x1d\n" +
 	"\fswarm-worker\n" +
 	"\rswarm-managerB%Z#github.com/skep-dev/skep/api/skepv1b\x06proto3"
 
@@ -1266,48 +1727,63 @@ func file_skep_v1_network_proto_rawDescGZIP() []byte {
 }
 
 var file_skep_v1_network_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_skep_v1_network_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_skep_v1_network_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_skep_v1_network_proto_goTypes = []any{
-	(MeshSource)(0),              // 0: skep.v1.MeshSource
-	(*WatchNetworksRequest)(nil), // 1: skep.v1.WatchNetworksRequest
-	(*ProgrammedRequest)(nil),    // 2: skep.v1.ProgrammedRequest
-	(*ProgrammedResponse)(nil),   // 3: skep.v1.ProgrammedResponse
-	(*NetworkUpdate)(nil),        // 4: skep.v1.NetworkUpdate
-	(*LocalNode)(nil),            // 5: skep.v1.LocalNode
-	(*OverlayNetwork)(nil),       // 6: skep.v1.OverlayNetwork
-	(*OverlaySubnet)(nil),        // 7: skep.v1.OverlaySubnet
-	(*EndpointKey)(nil),          // 8: skep.v1.EndpointKey
-	(*OverlayEndpoint)(nil),      // 9: skep.v1.OverlayEndpoint
-	(*PeerKey)(nil),              // 10: skep.v1.PeerKey
-	(*NetworkPeer)(nil),          // 11: skep.v1.NetworkPeer
-	(*BalancedService)(nil),      // 12: skep.v1.BalancedService
-	(*VirtualAddress)(nil),       // 13: skep.v1.VirtualAddress
-	(*MeshPort)(nil),             // 14: skep.v1.MeshPort
+	(MeshSource)(0),               // 0: skep.v1.MeshSource
+	(*CheckNetworksRequest)(nil),  // 1: skep.v1.CheckNetworksRequest
+	(*CheckNetworksResponse)(nil), // 2: skep.v1.CheckNetworksResponse
+	(*NodeNetworks)(nil),          // 3: skep.v1.NodeNetworks
+	(*NetworkDifference)(nil),     // 4: skep.v1.NetworkDifference
+	(*CheckOrder)(nil),            // 5: skep.v1.CheckOrder
+	(*CheckedRequest)(nil),        // 6: skep.v1.CheckedRequest
+	(*CheckedResponse)(nil),       // 7: skep.v1.CheckedResponse
+	(*WatchNetworksRequest)(nil),  // 8: skep.v1.WatchNetworksRequest
+	(*ProgrammedRequest)(nil),     // 9: skep.v1.ProgrammedRequest
+	(*ProgrammedResponse)(nil),    // 10: skep.v1.ProgrammedResponse
+	(*NetworkUpdate)(nil),         // 11: skep.v1.NetworkUpdate
+	(*LocalNode)(nil),             // 12: skep.v1.LocalNode
+	(*OverlayNetwork)(nil),        // 13: skep.v1.OverlayNetwork
+	(*OverlaySubnet)(nil),         // 14: skep.v1.OverlaySubnet
+	(*EndpointKey)(nil),           // 15: skep.v1.EndpointKey
+	(*OverlayEndpoint)(nil),       // 16: skep.v1.OverlayEndpoint
+	(*PeerKey)(nil),               // 17: skep.v1.PeerKey
+	(*NetworkPeer)(nil),           // 18: skep.v1.NetworkPeer
+	(*BalancedService)(nil),       // 19: skep.v1.BalancedService
+	(*VirtualAddress)(nil),        // 20: skep.v1.VirtualAddress
+	(*MeshPort)(nil),              // 21: skep.v1.MeshPort
 }
 var file_skep_v1_network_proto_depIdxs = []int32{
-	5,  // 0: skep.v1.NetworkUpdate.node:type_name -> skep.v1.LocalNode
-	6,  // 1: skep.v1.NetworkUpdate.networks:type_name -> skep.v1.OverlayNetwork
-	9,  // 2: skep.v1.NetworkUpdate.endpoints:type_name -> skep.v1.OverlayEndpoint
-	8,  // 3: skep.v1.NetworkUpdate.removed_endpoints:type_name -> skep.v1.EndpointKey
-	12, // 4: skep.v1.NetworkUpdate.services:type_name -> skep.v1.BalancedService
-	11, // 5: skep.v1.NetworkUpdate.peers:type_name -> skep.v1.NetworkPeer
-	10, // 6: skep.v1.NetworkUpdate.removed_peers:type_name -> skep.v1.PeerKey
-	7,  // 7: skep.v1.OverlayNetwork.subnets:type_name -> skep.v1.OverlaySubnet
-	0,  // 8: skep.v1.OverlayNetwork.mesh_source:type_name -> skep.v1.MeshSource
-	8,  // 9: skep.v1.OverlayEndpoint.key:type_name -> skep.v1.EndpointKey
-	10, // 10: skep.v1.NetworkPeer.key:type_name -> skep.v1.PeerKey
-	13, // 11: skep.v1.BalancedService.vips:type_name -> skep.v1.VirtualAddress
-	14, // 12: skep.v1.BalancedService.ports:type_name -> skep.v1.MeshPort
-	0,  // 13: skep.v1.BalancedService.mesh_source:type_name -> skep.v1.MeshSource
-	1,  // 14: skep.v1.Networks.Watch:input_type -> skep.v1.WatchNetworksRequest
-	2,  // 15: skep.v1.Networks.Programmed:input_type -> skep.v1.ProgrammedRequest
-	4,  // 16: skep.v1.Networks.Watch:output_type -> skep.v1.NetworkUpdate
-	3,  // 17: skep.v1.Networks.Programmed:output_type -> skep.v1.ProgrammedResponse
-	16, // [16:18] is the sub-list for method output_type
-	14, // [14:16] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	3,  // 0: skep.v1.CheckNetworksResponse.nodes:type_name -> skep.v1.NodeNetworks
+	4,  // 1: skep.v1.NodeNetworks.differences:type_name -> skep.v1.NetworkDifference
+	4,  // 2: skep.v1.CheckedRequest.differences:type_name -> skep.v1.NetworkDifference
+	12, // 3: skep.v1.NetworkUpdate.node:type_name -> skep.v1.LocalNode
+	13, // 4: skep.v1.NetworkUpdate.networks:type_name -> skep.v1.OverlayNetwork
+	16, // 5: skep.v1.NetworkUpdate.endpoints:type_name -> skep.v1.OverlayEndpoint
+	15, // 6: skep.v1.NetworkUpdate.removed_endpoints:type_name -> skep.v1.EndpointKey
+	19, // 7: skep.v1.NetworkUpdate.services:type_name -> skep.v1.BalancedService
+	18, // 8: skep.v1.NetworkUpdate.peers:type_name -> skep.v1.NetworkPeer
+	17, // 9: skep.v1.NetworkUpdate.removed_peers:type_name -> skep.v1.PeerKey
+	5,  // 10: skep.v1.NetworkUpdate.check:type_name -> skep.v1.CheckOrder
+	14, // 11: skep.v1.OverlayNetwork.subnets:type_name -> skep.v1.OverlaySubnet
+	0,  // 12: skep.v1.OverlayNetwork.mesh_source:type_name -> skep.v1.MeshSource
+	15, // 13: skep.v1.OverlayEndpoint.key:type_name -> skep.v1.EndpointKey
+	17, // 14: skep.v1.NetworkPeer.key:type_name -> skep.v1.PeerKey
+	20, // 15: skep.v1.BalancedService.vips:type_name -> skep.v1.VirtualAddress
+	21, // 16: skep.v1.BalancedService.ports:type_name -> skep.v1.MeshPort
+	0,  // 17: skep.v1.BalancedService.mesh_source:type_name -> skep.v1.MeshSource
+	8,  // 18: skep.v1.Networks.Watch:input_type -> skep.v1.WatchNetworksRequest
+	9,  // 19: skep.v1.Networks.Programmed:input_type -> skep.v1.ProgrammedRequest
+	1,  // 20: skep.v1.Networks.Check:input_type -> skep.v1.CheckNetworksRequest
+	6,  // 21: skep.v1.Networks.Checked:input_type -> skep.v1.CheckedRequest
+	11, // 22: skep.v1.Networks.Watch:output_type -> skep.v1.NetworkUpdate
+	10, // 23: skep.v1.Networks.Programmed:output_type -> skep.v1.ProgrammedResponse
+	2,  // 24: skep.v1.Networks.Check:output_type -> skep.v1.CheckNetworksResponse
+	7,  // 25: skep.v1.Networks.Checked:output_type -> skep.v1.CheckedResponse
+	22, // [22:26] is the sub-list for method output_type
+	18, // [18:22] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_skep_v1_network_proto_init() }
@@ -1322,7 +1798,7 @@ func file_skep_v1_network_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skep_v1_network_proto_rawDesc), len(file_skep_v1_network_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

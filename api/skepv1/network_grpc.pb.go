@@ -26,6 +26,8 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Networks_Watch_FullMethodName      = "/skep.v1.Networks/Watch"
 	Networks_Programmed_FullMethodName = "/skep.v1.Networks/Programmed"
+	Networks_Check_FullMethodName      = "/skep.v1.Networks/Check"
+	Networks_Checked_FullMethodName    = "/skep.v1.Networks/Checked"
 )
 
 // NetworksClient is the client API for Networks service.
@@ -37,6 +39,11 @@ type NetworksClient interface {
 	Watch(ctx context.Context, in *WatchNetworksRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NetworkUpdate], error)
 	// Programmed reports that the calling node's kernel matches a version.
 	Programmed(ctx context.Context, in *ProgrammedRequest, opts ...grpc.CallOption) (*ProgrammedResponse, error)
+	// Check has nodes compare their kernels with what they should hold, mend what differs, and
+	// returns what each found.
+	Check(ctx context.Context, in *CheckNetworksRequest, opts ...grpc.CallOption) (*CheckNetworksResponse, error)
+	// Checked answers the calling node's NetworkUpdate.check.
+	Checked(ctx context.Context, in *CheckedRequest, opts ...grpc.CallOption) (*CheckedResponse, error)
 }
 
 type networksClient struct {
@@ -76,6 +83,26 @@ func (c *networksClient) Programmed(ctx context.Context, in *ProgrammedRequest, 
 	return out, nil
 }
 
+func (c *networksClient) Check(ctx context.Context, in *CheckNetworksRequest, opts ...grpc.CallOption) (*CheckNetworksResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckNetworksResponse)
+	err := c.cc.Invoke(ctx, Networks_Check_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *networksClient) Checked(ctx context.Context, in *CheckedRequest, opts ...grpc.CallOption) (*CheckedResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckedResponse)
+	err := c.cc.Invoke(ctx, Networks_Checked_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NetworksServer is the server API for Networks service.
 // All implementations must embed UnimplementedNetworksServer
 // for forward compatibility.
@@ -85,6 +112,11 @@ type NetworksServer interface {
 	Watch(*WatchNetworksRequest, grpc.ServerStreamingServer[NetworkUpdate]) error
 	// Programmed reports that the calling node's kernel matches a version.
 	Programmed(context.Context, *ProgrammedRequest) (*ProgrammedResponse, error)
+	// Check has nodes compare their kernels with what they should hold, mend what differs, and
+	// returns what each found.
+	Check(context.Context, *CheckNetworksRequest) (*CheckNetworksResponse, error)
+	// Checked answers the calling node's NetworkUpdate.check.
+	Checked(context.Context, *CheckedRequest) (*CheckedResponse, error)
 	mustEmbedUnimplementedNetworksServer()
 }
 
@@ -100,6 +132,12 @@ func (UnimplementedNetworksServer) Watch(*WatchNetworksRequest, grpc.ServerStrea
 }
 func (UnimplementedNetworksServer) Programmed(context.Context, *ProgrammedRequest) (*ProgrammedResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Programmed not implemented")
+}
+func (UnimplementedNetworksServer) Check(context.Context, *CheckNetworksRequest) (*CheckNetworksResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Check not implemented")
+}
+func (UnimplementedNetworksServer) Checked(context.Context, *CheckedRequest) (*CheckedResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Checked not implemented")
 }
 func (UnimplementedNetworksServer) mustEmbedUnimplementedNetworksServer() {}
 func (UnimplementedNetworksServer) testEmbeddedByValue()                  {}
@@ -151,6 +189,42 @@ func _Networks_Programmed_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Networks_Check_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckNetworksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NetworksServer).Check(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Networks_Check_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NetworksServer).Check(ctx, req.(*CheckNetworksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Networks_Checked_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NetworksServer).Checked(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Networks_Checked_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NetworksServer).Checked(ctx, req.(*CheckedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Networks_ServiceDesc is the grpc.ServiceDesc for Networks service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -161,6 +235,14 @@ var Networks_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Programmed",
 			Handler:    _Networks_Programmed_Handler,
+		},
+		{
+			MethodName: "Check",
+			Handler:    _Networks_Check_Handler,
+		},
+		{
+			MethodName: "Checked",
+			Handler:    _Networks_Checked_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

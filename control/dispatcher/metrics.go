@@ -13,6 +13,9 @@ type metrics struct {
 	// scheduling has Docker's name and, like there, ends when the leader hears of the start:
 	// clocks of two machines are never compared.
 	scheduling prometheus.Histogram
+	// convergence has one observation for each update of each node.
+	convergence prometheus.Histogram
+	repairs     prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -24,9 +27,18 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "swarm_dispatcher_scheduling_delay_seconds",
 			Help: "Time from the creation of a task until the leader hears that it runs.",
 		}),
+		convergence: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "skep_dispatcher_network_convergence_seconds",
+			Help:    "Time from a change of the networks until a node concerned has programmed it.",
+			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14),
+		}),
+		repairs: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "skep_dispatcher_network_repairs_total",
+			Help: "Differences between kernel and plan that nodes have reported as mended.",
+		}),
 	}
 	if reg != nil {
-		reg.MustRegister(m.sessions, m.scheduling)
+		reg.MustRegister(m.sessions, m.scheduling, m.convergence, m.repairs)
 	}
 	return m
 }

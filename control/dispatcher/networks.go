@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -28,6 +29,7 @@ type networks struct {
 	version  uint64 // of table
 	watchers map[string]*watcher
 	leaving  map[string]*leaving // by task
+	checks   map[string]*check   // by id
 }
 
 // watcher is one open stream. What waits for it is bounded by the records of its networks.
@@ -35,8 +37,18 @@ type watcher struct {
 	nodeID    string
 	keys      map[netmap.Key]bool
 	withdrawn []string
+	checks    []string // ids of checks that it was not asked for yet
 	acked     uint64
-	wake      chan struct{} // has a value when there is something
+	// dirty is when keys began to fill; marks are the updates sent since and not reported.
+	dirty time.Time
+	marks []mark
+	wake  chan struct{} // has a value when there is something
+}
+
+// mark is an update that was sent: its version, and since when it had been due.
+type mark struct {
+	version uint64
+	due     time.Time
 }
 
 // leaving is a task that is to stop, and the nodes that may still lead connections to it.
@@ -80,13 +92,13 @@ func (n *networks) begin(cursor *replica.Cursor) {
 		w.signal()
 	}
 	n.table, n.version = netmap.New(s), s.Index()
-	n.watchers, n.leaving = map[string]*watcher{}, map[string]*leaving{}
+	n.watchers, n.leaving, n.checks = map[string]*watcher{}, map[string]*leaving{}, map[string]*check{}
 }
 
 func (n *networks) end() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.table, n.watchers, n.leaving = nil, nil, nil
+	n.table, n.watchers, n.leaving, n.checks = nil, nil, nil, nil
 }
 
 // apply takes changes over and wakes the nodes concerned.
@@ -97,6 +109,9 @@ func (n *networks) apply(events []model.Event, version uint64) {
 	for _, e := range events {
 		for _, notice := range n.table.Apply(e) {
 			if w := n.watchers[notice.NodeID]; w != nil && w.keys != nil {
+				if len(w.keys) == 0 {
+					w.dirty = time.Now()
+				}
 				w.keys[notice.Key] = true
 				w.signal()
 			}
@@ -206,8 +221,11 @@ func (n *networks) take(w *watcher, told *netmap.Told) (u *skepv1.NetworkUpdate,
 	if w.keys == nil || n.watchers[w.nodeID] != w {
 		return nil, false
 	}
-	if len(w.keys) == 0 && len(w.withdrawn) == 0 {
+	if len(w.keys) == 0 && len(w.withdrawn) == 0 && len(w.checks) == 0 {
 		return nil, true
+	}
+	if len(w.keys) > 0 {
+		w.marks = append(w.marks, mark{n.version, w.dirty})
 	}
 	keys := make([]netmap.Key, 0, len(w.keys))
 	for k := range w.keys {
@@ -216,6 +234,7 @@ func (n *networks) take(w *watcher, told *netmap.Told) (u *skepv1.NetworkUpdate,
 	u = n.table.Update(w.nodeID, told, keys)
 	u.Version, u.Withdrawn = n.version, w.withdrawn
 	w.keys, w.withdrawn = map[netmap.Key]bool{}, nil
+	u.Check = n.order(w)
 	return u, true
 }
 
@@ -228,6 +247,7 @@ func (n *networks) close(w *watcher) {
 	}
 	delete(n.watchers, w.nodeID)
 	n.acked(w.nodeID, n.version)
+	n.abandon(w.nodeID)
 }
 
 // acked notes what a node has programmed. Callers hold mu.
@@ -254,8 +274,13 @@ func (n *networks) Programmed(ctx context.Context, req *skepv1.ProgrammedRequest
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.d.metrics.repairs.Add(float64(req.GetRepaired()))
 	if w := n.watchers[nodeID]; w != nil && req.GetVersion() > w.acked {
 		w.acked = req.GetVersion()
+		for len(w.marks) > 0 && w.marks[0].version <= w.acked {
+			n.d.metrics.convergence.Observe(time.Since(w.marks[0].due).Seconds())
+			w.marks = w.marks[1:]
+		}
 		n.acked(nodeID, w.acked)
 	}
 	return new(skepv1.ProgrammedResponse), nil

@@ -287,6 +287,24 @@ func TestLists(t *testing.T) {
 	}
 }
 
+func TestNetCheck(t *testing.T) {
+	_, host := newFake(t)
+	if out := must(t, host, "net", "check", "clean"); out != "n1: as it should be\nn2: not checked: the node is down\n" {
+		t.Errorf("of a network that is well:\n%s", out)
+	}
+	out, err := skep(t, host, "net", "check")
+	want := "n1: 1 difference\n  back: bridge is missing, mended\nn2: not checked: no answer\nn3: 1 difference\n  rules differ, NOT MENDED\n  error: no room\n"
+	if exit, ok := errors.AsType[ExitError](err); !ok || exit.Code != 1 || out != want {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if out, err := skep(t, host, "--json", "net", "check"); err == nil || !json.Valid([]byte(out)) {
+		t.Errorf("as JSON: %v\n%s", err, out)
+	}
+	if _, err := skep(t, host, "net", "check", "nothing"); err == nil || err.Error() != "there is no network or service nothing" {
+		t.Errorf("of nothing: %v", err)
+	}
+}
+
 func TestStatus(t *testing.T) {
 	f, host := newFake(t)
 	f.overview = `{"clusterId":"c1","leaderId":"n1","raftIndex":"42","nodes":[` +

@@ -119,6 +119,16 @@ func (f *fakeSwarm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == "/skep/v1/explain" && r.URL.Query().Get("target") == "web":
 		_, _ = w.Write([]byte(`{"serviceId":"s1","serviceName":"web","notes":["1 task waits for a node"],"tasks":[{"taskId":"t1","name":"web.1",` +
 			`"state":"pending","desiredState":"running","error":"no suitable node","refusals":[{"filter":"constraint","reason":"node.role==worker","nodeIds":["n1"],"nodeNames":["n1"]}]}]}`))
+	case path == "/skep/v1/networks/check" && r.Method == http.MethodPost:
+		if q := r.URL.Query().Get("target"); q == "nothing" {
+			refuse(w, 404, "there is no network or service nothing")
+			return
+		} else if q == "clean" {
+			_, _ = w.Write([]byte(`{"nodes":[{"nodeId":"n1","nodeName":"n1"},{"nodeId":"n2","nodeName":"n2","unchecked":"the node is down"}]}`))
+			return
+		}
+		_, _ = w.Write([]byte(`{"nodes":[{"nodeId":"n1","nodeName":"n1","differences":[{"kind":"link","networkIds":["x"],"networkNames":["back"],"text":"bridge is missing","mended":true}]},` +
+			`{"nodeId":"n2","nodeName":"n2","unchecked":"no answer","missing":true},{"nodeId":"n3","nodeName":"n3","differences":[{"kind":"rules","text":"rules differ"}],"error":"no room"}]}`))
 	case path == "/skep/v1/explain":
 		refuse(w, 404, "no such service or task: %s", r.URL.Query().Get("target"))
 	case kind == "tasks" && rest != "":

@@ -12,7 +12,7 @@ import (
 
 func (a *app) netCommand() *cobra.Command {
 	c := &cobra.Command{Use: "net", Short: "Look after the networks of the swarm", Args: args(0, 0)}
-	c.AddCommand(a.rotateKeysCommand())
+	c.AddCommand(a.netCheckCommand(), a.rotateKeysCommand())
 	return c
 }
 

@@ -53,8 +53,6 @@ func absent() [][2]string {
 		{"POST", "/build/cancel"},
 		{"POST", "/session"},
 		{"POST", "/grpc"},
-		{"POST", "/networks/{id...}/connect"},
-		{"POST", "/networks/{id...}/disconnect"},
 		{"GET", "/volumes"},
 		{"GET", "/volumes/{name...}"},
 		{"POST", "/volumes/create"},

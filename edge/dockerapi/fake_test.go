@@ -166,7 +166,10 @@ func (d *daemon) Control() (api.ControlClient, error)    { return d.control, d.c
 func (d *daemon) Logs() (api.LogsClient, error)          { return d.logs, d.check() }
 func (d *daemon) Secrets() (skepv1.SecretsClient, error) { return d.secrets, d.check() }
 func (d *daemon) Insight() (skepv1.InsightClient, error) { return d.insight, d.check() }
-func (d *daemon) Follow() (*replica.Cursor, error)       { return d.state.Follow(), d.check() }
+func (d *daemon) Networks() (skepv1.NetworksClient, error) {
+	return nil, dockerapi.NotManager(swarm.LocalNodeStateActive, false, "")
+}
+func (d *daemon) Follow() (*replica.Cursor, error) { return d.state.Follow(), d.check() }
 func (d *daemon) Members() []*api.RaftMember {
 	return []*api.RaftMember{{
 		RaftId: 1, NodeId: managerID, Addr: "192.0.2.1:2377",

@@ -80,6 +80,7 @@ const operatorRoutes = `
 	DELETE /configs/{id}
 	POST /networks/create
 	POST /networks/prune
+	POST /skep/v1/networks/check
 	DELETE /networks/{id...}
 	POST /auth
 	GET /distribution/{name...}/json

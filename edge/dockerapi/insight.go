@@ -27,6 +27,19 @@ func (a *API) routeInsight() {
 			return c.Overview(ctx, new(skepv1.OverviewRequest))
 		})
 	})
+	a.router.Handle("POST", "/skep/v1/networks/check", func(w http.ResponseWriter, r *http.Request) error {
+		c, err := a.manager.Networks()
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		answer, err := c.Check(ctx, &skepv1.CheckNetworksRequest{Target: r.URL.Query().Get("target")})
+		if err != nil {
+			return err
+		}
+		return writeMessage(w, answer)
+	})
 }
 
 func (a *API) insight(w http.ResponseWriter, r *http.Request, ask func(context.Context, skepv1.InsightClient) (proto.Message, error)) error {

@@ -26,6 +26,9 @@ func (a *API) anyNetwork(ctx context.Context, typed string) (network.Inspect, er
 }
 
 func (a *API) connectContainer(w http.ResponseWriter, r *http.Request) error {
+	if a.local == nil {
+		return httpapi.NotImplemented(w, r)
+	}
 	var req network.ConnectRequest
 	if err := httpapi.ReadJSON(w, r, &req); err != nil {
 		return err
@@ -44,6 +47,9 @@ func (a *API) connectContainer(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (a *API) disconnectContainer(w http.ResponseWriter, r *http.Request) error {
+	if a.local == nil {
+		return httpapi.NotImplemented(w, r)
+	}
 	var req network.DisconnectRequest
 	if err := httpapi.ReadJSON(w, r, &req); err != nil {
 		return err

@@ -26,10 +26,8 @@ func (a *API) routeNetworks() {
 	a.router.Handle("POST", "/networks/create", a.createNetwork)
 	a.router.Handle("DELETE", "/networks/{id...}", a.removeNetwork)
 	a.router.Handle("POST", "/networks/prune", a.pruneNetworks)
-	if a.local != nil {
-		a.router.Handle("POST", "/networks/{id...}/connect", a.connectContainer)
-		a.router.Handle("POST", "/networks/{id...}/disconnect", a.disconnectContainer)
-	}
+	a.router.Handle("POST", "/networks/{id...}/connect", a.connectContainer)
+	a.router.Handle("POST", "/networks/{id...}/disconnect", a.disconnectContainer)
 }
 
 // predefined are the networks that every node has; their names are taken everywhere.

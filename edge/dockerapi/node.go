@@ -46,6 +46,8 @@ type Manager interface {
 	Logs() (api.LogsClient, error)
 	// Insight asks the leader.
 	Insight() (skepv1.InsightClient, error)
+	// Networks asks the leader about the networks of all nodes.
+	Networks() (skepv1.NetworksClient, error)
 	// Secrets changes the values of secrets on the leader.
 	Secrets() (skepv1.SecretsClient, error)
 	// Follow returns a cursor over this manager's own copy of the state.

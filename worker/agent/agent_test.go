@@ -301,6 +301,14 @@ func (n noNetworks) Apply(context.Context, *skepv1.NetworkUpdate) error {
 	return nil
 }
 
+func (n noNetworks) Examine(context.Context) ([]*skepv1.NetworkDifference, error) {
+	n.Error("networks were examined without a manager that knows them")
+	return nil, nil
+}
+
+func (n noNetworks) Digest() []byte  { return nil }
+func (n noNetworks) Repairs() uint64 { return 0 }
+
 // The managers of this rig know nothing of Skep's networks, as Docker's: a task of an overlay
 // must be rejected, not wait for ever, and the session must stay.
 func TestOverlayOfDockerIsRefused(t *testing.T) {

@@ -137,6 +137,9 @@ func (t *Attachments) ask(ctx context.Context, req *runtime.SandboxRequest, o ru
 	if a == nil {
 		return o, model.Errorf(model.NotFound, "network %s not found", o.Name)
 	}
+	if a.worker.foreign() {
+		return o, model.Errorf(model.Unimplemented, "a Skep node in a swarm of Docker Engine has no overlay networks: run the container on a bridge network or on host")
+	}
 	target := o.NetworkID
 	if target == "" {
 		target = o.Name

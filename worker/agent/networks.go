@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"time"
@@ -19,6 +20,12 @@ type Networks interface {
 	// Apply takes an update over and returns nil when the kernel matches it. Updates come in
 	// order, from one goroutine; one without content only has the kernel checked.
 	Apply(ctx context.Context, u *skepv1.NetworkUpdate) error
+	// Digest is netplan.Digest of what the updates told.
+	Digest() []byte
+	// Examine compares the kernel with it, mends what differs and tells each difference.
+	Examine(ctx context.Context) ([]*skepv1.NetworkDifference, error)
+	// Repairs counts the differences mended since the process began.
+	Repairs() uint64
 }
 
 const (
@@ -27,6 +34,8 @@ const (
 	withdrawWait = 5 * time.Second
 	// programAgain is the pause before an update that failed is tried again.
 	programAgain = time.Second
+	// repairsEvery is how often differences that the node mended by itself are reported.
+	repairsEvery = 10 * time.Second
 )
 
 // networks applies what the manager says of networks and reports what was programmed. A
@@ -56,9 +65,16 @@ func (a *Agent) networks(ctx context.Context, conn grpc.ClientConnInterface, ses
 	}()
 	var again <-chan time.Time
 	var version uint64
+	repairs := a.cfg.Networks.Repairs()
+	tick := time.NewTicker(repairsEvery)
+	defer tick.Stop()
 	for {
 		u := &skepv1.NetworkUpdate{Version: version}
 		select {
+		case <-tick.C:
+			if version == 0 || again != nil || a.cfg.Networks.Repairs() == repairs {
+				continue
+			}
 		case err := <-ended:
 			if status.Code(err) == codes.Unimplemented {
 				a.worker.setOverlays(overlaysForeign)
@@ -72,9 +88,11 @@ func (a *Agent) networks(ctx context.Context, conn grpc.ClientConnInterface, ses
 		case <-again:
 		}
 		again = nil
+		order := u.GetCheck()
 		a.worker.withdraw(u.GetComplete(), u.GetWithdrawn())
 		report := &skepv1.ProgrammedRequest{SessionId: session, Version: version}
-		if err := a.cfg.Networks.Apply(ctx, u); err != nil {
+		err := a.cfg.Networks.Apply(ctx, u)
+		if err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -82,13 +100,37 @@ func (a *Agent) networks(ctx context.Context, conn grpc.ClientConnInterface, ses
 			report.Version, report.Error = 0, err.Error()
 			again = time.After(programAgain)
 		}
+		report.Repaired, repairs = a.cfg.Networks.Repairs()-repairs, a.cfg.Networks.Repairs()
 		call, cancel := context.WithTimeout(ctx, callTimeout)
-		_, err := client.Programmed(call, report)
+		_, callErr := client.Programmed(call, report)
+		if callErr == nil && order != nil {
+			callErr = a.examine(call, client, session, order, err)
+		}
 		cancel()
-		if err != nil {
-			return err
+		if callErr != nil {
+			return callErr
 		}
 	}
+}
+
+// examine answers a manager's wish to know whether this node's networks are as they should be.
+func (a *Agent) examine(ctx context.Context, client skepv1.NetworksClient, session string, order *skepv1.CheckOrder, programmed error) error {
+	answer := &skepv1.CheckedRequest{SessionId: session, CheckId: order.GetId()}
+	if !bytes.Equal(order.GetDigest(), a.cfg.Networks.Digest()) {
+		answer.Differences = append(answer.Differences, &skepv1.NetworkDifference{
+			Kind: "state", Text: "the node knows something else of its networks than the managers: it is told anew",
+		})
+	}
+	found, err := a.cfg.Networks.Examine(ctx)
+	if err == nil {
+		err = programmed
+	}
+	if err != nil {
+		answer.Error = err.Error()
+	}
+	answer.Differences = append(answer.Differences, found...)
+	_, err = client.Checked(ctx, answer)
+	return err
 }
 
 // withdraw notes the tasks that no node leads connections to any longer; all is set when
@@ -153,6 +195,13 @@ func (w *worker) setOverlays(o overlays) {
 		w.overlays = o
 		w.notify()
 	}
+}
+
+// foreign reports whether the managers are known to be another engine's.
+func (w *worker) foreign() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.overlays == overlaysForeign
 }
 
 // checkOverlays refuses a task of an overlay network that this node cannot take part in.

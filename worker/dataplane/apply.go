@@ -156,6 +156,7 @@ func (d *Dataplane) converge(x *drift) error {
 			return err
 		}
 		for _, n := range needed {
+			x.at(n.GetId())
 			errs = append(errs, d.ensureNetwork(f, n, x))
 		}
 		errs = append(errs, d.syncForwards(f, needed, x))
@@ -163,15 +164,22 @@ func (d *Dataplane) converge(x *drift) error {
 	// Once before the links of the containers, and once with them.
 	encrypted := d.cryptNeeded()
 	for _, n := range encrypted {
+		x.at(n.GetId())
 		errs = append(errs, d.ensureCrypt(n, x))
 	}
 	for _, id := range sortedKeys(d.sandboxes) {
+		x.at(d.sandboxes[id].networks()...)
 		errs = append(errs, d.ensureSandbox(d.sandboxes[id], x))
 	}
 	for _, n := range encrypted {
+		x.at(n.GetId())
 		errs = append(errs, d.ensureCrypt(n, x))
 	}
-	errs = append(errs, d.tidyCrypts(x), d.ensureMesh(x))
+	x.at()
+	errs = append(errs, d.tidyCrypts(x))
+	x.at(d.want.Ingress().GetId())
+	errs = append(errs, d.ensureMesh(x))
+	x.at()
 	if len(needed) > 0 {
 		errs = append(errs, d.tidySwitch(x))
 	} else if d.fabric != nil && x.repair {

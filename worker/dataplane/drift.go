@@ -2,8 +2,11 @@ package dataplane
 
 import (
 	"fmt"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	skepv1 "github.com/skep-dev/skep/api/skepv1"
 )
 
 // Kinds of differences, as they appear in metrics.
@@ -19,22 +22,42 @@ type drift struct {
 	// repair lets differences be mended; else they are only named.
 	repair bool
 	// repairs counts them; nil while something is made for the first time.
-	repairs *prometheus.CounterVec
-	found   []string
+	repairs *repairCounter
+	// networks are those that what is looked at now belongs to.
+	networks []string
+	found    []string
+	details  []*skepv1.NetworkDifference // of found
 }
+
+// at says which networks what is looked at from now on belongs to.
+func (x *drift) at(networks ...string) { x.networks = networks }
 
 // add records a difference and reports whether to mend it.
 func (x *drift) add(kind, format string, args ...any) bool {
-	x.found = append(x.found, fmt.Sprintf(format, args...))
+	text := fmt.Sprintf(format, args...)
+	x.found = append(x.found, text)
+	x.details = append(x.details, &skepv1.NetworkDifference{Kind: kind, NetworkIds: x.networks, Text: text})
 	if x.repair && x.repairs != nil {
-		x.repairs.WithLabelValues(kind).Inc()
+		x.repairs.count(kind)
 	}
 	return x.repair
 }
 
+// repairCounter counts what was mended, by kind and in all.
+type repairCounter struct {
+	*prometheus.CounterVec
+
+	total atomic.Uint64
+}
+
+func (c *repairCounter) count(kind string) {
+	c.WithLabelValues(kind).Inc()
+	c.total.Add(1)
+}
+
 // metrics are the data plane's; a nil registerer keeps them to itself.
 type metrics struct {
-	repairs *prometheus.CounterVec
+	repairs *repairCounter
 	apply   prometheus.Histogram
 	failed  prometheus.Counter
 	taken   prometheus.Gauge
@@ -43,10 +66,10 @@ type metrics struct {
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
-		repairs: prometheus.NewCounterVec(prometheus.CounterOpts{
+		repairs: &repairCounter{CounterVec: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "skep_network_repairs_total",
 			Help: "Differences between kernel and plan that were found and mended, by kind.",
-		}, []string{"kind"}),
+		}, []string{"kind"})},
 		apply: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "skep_network_apply_duration_seconds",
 			Help:    "Time from an update to the kernel that matches it.",

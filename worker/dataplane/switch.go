@@ -340,8 +340,10 @@ func (d *Dataplane) syncForwards(f *fabric, networks []*skepv1.OverlayNetwork, x
 	}
 	var want []netplan.Entry
 	served := map[uint32]segmentLinks{}
+	owner := map[uint32]string{}
 	for _, n := range networks {
 		for _, g := range netplan.Segments(n) {
+			owner[g.VNI] = n.GetId()
 			if at, ok := f.links[g.VNI]; ok {
 				served[g.VNI] = at
 			}
@@ -363,9 +365,11 @@ func (d *Dataplane) syncForwards(f *fabric, networks []*skepv1.OverlayNetwork, x
 		return net.HardwareAddr(e.MAC[:]).String()
 	}
 	put = slices.DeleteFunc(put, func(e netplan.Entry) bool {
+		x.at(owner[e.VNI])
 		return !x.add(kindForward, "VXLAN %d: the way to %s is missing or wrong", e.VNI, name(e))
 	})
 	remove = slices.DeleteFunc(remove, func(e netplan.Entry) bool {
+		x.at(owner[e.VNI])
 		return !x.add(kindForward, "VXLAN %d: the way to %s is there without reason", e.VNI, name(e))
 	})
 	return errors.Join(program(f.ns, served, put, true), program(f.ns, served, remove, false))
