@@ -54,6 +54,8 @@ type Config struct {
 	// Attachments connects containers that are no tasks to networks of the swarm; nil for a
 	// node without such containers.
 	Attachments *agent.Attachments
+	// Bridges keeps the networks of this node alone; nil for a node without any.
+	Bridges runtime.Bridges
 	// Reload receives a value when the configuration shall be read again. It may be nil.
 	Reload     <-chan struct{}
 	Log        *slog.Logger

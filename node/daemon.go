@@ -73,7 +73,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	cfg.Registry.MustRegister(newNodeFacts(swarm))
 	facts := &daemonFacts{cfg: &cfg, id: id}
-	endpoints := local.New(local.Config{Engine: cfg.Engine, Log: cfg.Log, DaemonID: id, DaemonName: cfg.Hostname})
+	endpoints := local.New(local.Config{Engine: cfg.Engine, Bridges: cfg.Bridges, Log: cfg.Log, DaemonID: id, DaemonName: cfg.Hostname})
 	front := dockerapi.New(dockerapi.Config{
 		Daemon: facts, Swarm: swarm, Manager: swarm, Backups: swarm, Local: endpoints, Log: cfg.Log, Registerer: cfg.Registry,
 		Roles: roles, Audit: cfg.audit,

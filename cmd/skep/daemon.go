@@ -68,7 +68,7 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 	if err != nil {
 		return err
 	}
-	attachments := agent.NewAttachments(network)
+	attachments := agent.NewAttachments(network, network)
 	engine, err := containerd.New(ctx, containerd.Config{
 		Root: d.DataRoot, State: filepath.Join(d.ExecRoot, "c"), Address: d.Containerd, BinDir: filepath.Dir(executable),
 		Namespace: namespace(d), Runtime: d.Runtime, CgroupParent: d.CgroupParent, InsecureRegistries: d.Insecure,
@@ -89,7 +89,7 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 		AnyClient: !d.TLSVerify, Clear: !d.TLS, Roles: d.Roles,
 		AdvertiseAddr: d.AdvertiseAddr, ListenAddr: d.ListenAddr, Labels: append(network.Labels(), d.Labels...), MetricsAddr: d.MetricsAddr,
 		StopTasks: d.StopTasks, Debug: d.LogLevel == "debug", Hostname: hostname, Version: version, Commit: commit, BuildTime: buildTime(),
-		InsecureRegistries: d.Insecure, Engine: engine, Networks: network, Attachments: attachments, Reload: reload, Log: log, Registry: registry,
+		InsecureRegistries: d.Insecure, Engine: engine, Networks: network, Attachments: attachments, Bridges: network, Reload: reload, Log: log, Registry: registry,
 	})
 	withTasks := d.StopTasks || errors.Is(context.Cause(ctx), node.ErrStopTasks)
 	cancel(nil)

@@ -272,8 +272,7 @@ func (a *API) createNetwork(w http.ResponseWriter, r *http.Request) error {
 	case req.Labels["com.docker.swarm.predefined"] != "":
 		return model.Errorf(model.Denied, "label com.docker.swarm.predefined is reserved for the swarm's own networks")
 	case req.Driver != "overlay" && req.Scope != "swarm":
-		return model.Errorf(model.Unimplemented, "network %s: user-defined networks of a node (driver %s) are not implemented by skep yet; containers can use bridge, host and none",
-			req.Name, cmp.Or(req.Driver, "bridge"))
+		return a.createLocalNetwork(w, r, req)
 	}
 	switch {
 	case req.ConfigOnly:
@@ -300,6 +299,34 @@ func (a *API) createNetwork(w http.ResponseWriter, r *http.Request) error {
 	}
 	id := resp.GetNetwork().GetId()
 	awaitNetwork(ctx, c, id)
+	return httpapi.WriteJSON(w, http.StatusCreated, network.CreateResponse{ID: id})
+}
+
+// createLocalNetwork makes a network of this node.
+func (a *API) createLocalNetwork(w http.ResponseWriter, r *http.Request, req network.CreateRequest) error {
+	switch req.Driver {
+	case "", "default", "bridge":
+	case "host", "null":
+		return model.Errorf(model.Denied, "only one instance of %q network is allowed", req.Driver)
+	case "macvlan", "ipvlan":
+		return model.Errorf(model.Unimplemented, "network %s: the driver %s is not implemented by skep", req.Name, req.Driver)
+	default:
+		return model.Errorf(model.NotFound, "plugin %q not found", req.Driver)
+	}
+	if a.local == nil {
+		return httpapi.NotImplemented(w, r)
+	}
+	list, err := a.networks(r.Context())
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(list, func(n network.Inspect) bool { return n.Name == req.Name }) {
+		return model.Errorf(model.Exists, "network with name %s already exists", req.Name)
+	}
+	id, err := a.local.CreateNetwork(r.Context(), req)
+	if err != nil {
+		return err
+	}
 	return httpapi.WriteJSON(w, http.StatusCreated, network.CreateResponse{ID: id})
 }
 
@@ -332,6 +359,12 @@ func (a *API) removeNetwork(w http.ResponseWriter, r *http.Request) error {
 	if predefined(n.Name) {
 		return model.Errorf(model.Denied, "%s is a pre-defined network and cannot be removed", n.Name)
 	}
+	if n.Scope == "local" {
+		if err := a.local.RemoveNetwork(r.Context(), n); err != nil {
+			return err
+		}
+		return httpapi.Empty(w, http.StatusNoContent)
+	}
 	c, err := a.manager.Control()
 	if err != nil {
 		return err
@@ -342,7 +375,7 @@ func (a *API) removeNetwork(w http.ResponseWriter, r *http.Request) error {
 	return httpapi.Empty(w, http.StatusNoContent)
 }
 
-// pruneNetworks removes the networks of the swarm that nothing uses.
+// pruneNetworks removes the networks of this node and of the swarm that nothing uses.
 func (a *API) pruneNetworks(w http.ResponseWriter, r *http.Request) error {
 	f, err := httpapi.RequestFilters(r, "until", "label", "label!")
 	if err != nil {
@@ -354,20 +387,26 @@ func (a *API) pruneNetworks(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	var report network.PruneReport
-	c, err := a.manager.Control()
-	if err != nil {
-		return httpapi.WriteJSON(w, http.StatusOK, report) // a worker has none
+	kept := func(n network.Inspect) bool {
+		return n.Ingress || predefined(n.Name) || !f.Labels("label", n.Labels) || f.Has("label!") && f.Labels("label!", n.Labels) ||
+			!until.IsZero() && !n.Created.Before(until)
 	}
+	var report network.PruneReport
 	ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
 	defer cancel()
+	if report.NetworksDeleted, err = a.pruneLocal(ctx, kept); err != nil {
+		return err
+	}
+	c, err := a.manager.Control()
+	if err != nil {
+		return httpapi.WriteJSON(w, http.StatusOK, report) // a worker has none of the swarm
+	}
 	list, err := a.swarmNetworks(ctx)
 	if err != nil {
 		return err
 	}
 	for _, n := range list {
-		if n.Ingress || !f.Labels("label", n.Labels) || f.Has("label!") && f.Labels("label!", n.Labels) ||
-			!until.IsZero() && !n.Created.Before(until) {
+		if kept(n) {
 			continue
 		}
 		_, err := c.RemoveNetwork(ctx, &api.RemoveNetworkRequest{NetworkId: n.ID})
@@ -379,4 +418,27 @@ func (a *API) pruneNetworks(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	return httpapi.WriteJSON(w, http.StatusOK, report)
+}
+
+// pruneLocal removes the networks of this node that nothing uses.
+func (a *API) pruneLocal(ctx context.Context, kept func(network.Inspect) bool) ([]string, error) {
+	list, err := a.localNetworks(ctx)
+	if err != nil || a.local == nil {
+		return nil, err
+	}
+	var deleted []string
+	for _, n := range list {
+		if n.Scope != "local" || kept(n) || len(n.Containers) > 0 {
+			continue
+		}
+		switch err := a.local.RemoveNetwork(ctx, n); model.KindOf(err) {
+		case model.Denied, model.NotFound: // in use meanwhile, or gone
+		default:
+			if err != nil {
+				return deleted, err
+			}
+			deleted = append(deleted, n.Name)
+		}
+	}
+	return deleted, nil
 }

@@ -100,6 +100,9 @@ type LocalNetworks interface {
 	// Connect and Disconnect change the networks of one of this node's containers.
 	Connect(ctx context.Context, container string, to network.Inspect, settings *network.EndpointSettings) error
 	Disconnect(ctx context.Context, container string, from network.Inspect) error
+	// CreateNetwork and RemoveNetwork make and delete networks of this node (driver bridge).
+	CreateNetwork(ctx context.Context, req network.CreateRequest) (id string, err error)
+	RemoveNetwork(ctx context.Context, n network.Inspect) error
 }
 
 // NotManager is the error of an endpoint that only managers answer, for a node in the

@@ -27,6 +27,8 @@ const attachWait = 20 * time.Second
 // ended. It outlives swarms; who is in one binds its agent.
 type Attachments struct {
 	next runtime.Network
+	// bridges are the node's own networks, which next connects to by itself; nil for none.
+	bridges runtime.Bridges
 
 	mu      sync.Mutex
 	agent   *Agent // nil while the node is in no swarm
@@ -40,10 +42,11 @@ type Attachments struct {
 	settled bool
 }
 
-// NewAttachments returns Attachments that connect containers through next.
-func NewAttachments(next runtime.Network) *Attachments {
+// NewAttachments returns Attachments that connect containers through next, which knows the
+// networks of the node alone; bridges may be nil.
+func NewAttachments(next runtime.Network, bridges runtime.Bridges) *Attachments {
 	return &Attachments{
-		next: next, changed: make(chan struct{}), here: map[string][]runtime.OverlayRequest{}, asking: map[string]int{},
+		next: next, bridges: bridges, changed: make(chan struct{}), here: map[string][]runtime.OverlayRequest{}, asking: map[string]int{},
 	}
 }
 
@@ -69,7 +72,7 @@ func (t *Attachments) Attach(ctx context.Context, req runtime.SandboxRequest) (r
 	req.Overlays = slices.Clone(req.Overlays)
 	defer t.keep(req.ContainerID)()
 	for i, o := range req.Overlays {
-		if o.Address.IsValid() {
+		if o.Address.IsValid() || t.bridges != nil && t.bridges.Bridge(o) {
 			continue
 		}
 		var err error

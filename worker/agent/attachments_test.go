@@ -72,7 +72,7 @@ func withAttachments(t *testing.T, test func(r *rig, w wires)) {
 	inBubble(t, func(r *rig) {
 		w := wires{}
 		r.halt()
-		r.attachments = NewAttachments(w)
+		r.attachments = NewAttachments(w, nil)
 		r.start()
 		if err := r.attachments.Retain(t.Context(), nil); err != nil {
 			t.Fatal(err)
@@ -165,7 +165,7 @@ func TestPlacesOutliveTheDaemon(t *testing.T) {
 		r.assign(attachment("a1", box, "10.0.0.9/24"), attachment("a2", "gone", "10.0.0.8/24"))
 		r.halt()
 		r.m.detached = nil
-		r.attachments = NewAttachments(w)
+		r.attachments = NewAttachments(w, nil)
 		r.start()
 		r.settle()
 		if len(r.m.detached) != 0 {

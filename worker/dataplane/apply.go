@@ -44,6 +44,7 @@ func (d *Dataplane) Version() uint64 {
 
 // apply does the work of Apply in the order of a Plan. Callers hold mu.
 func (d *Dataplane) apply(u *skepv1.NetworkUpdate) error {
+	u = d.withBridges(u)
 	p := d.want.Merge(u)
 	// Written first: a name taken away now must not come back with the next process.
 	errs := []error{d.journal.add(p.Update, d.want)}

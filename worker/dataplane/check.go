@@ -16,7 +16,7 @@ func (d *Dataplane) Repairs() uint64 { return d.metrics.repairs.total.Load() }
 func (d *Dataplane) Digest() []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return netplan.Digest(d.want.Snapshot())
+	return netplan.Digest(withoutBridges(d.want.Snapshot()))
 }
 
 // Examine compares the kernel with the plan, mends what differs, and tells each difference.

@@ -81,6 +81,7 @@ type Dataplane struct {
 	want      *netplan.State
 	changed   chan struct{} // closed and replaced when an update came
 	journal   *journal
+	bridges   map[string]*bridge  // networks of this node alone, by id
 	sandboxes map[string]*sandbox // those on overlay networks, by container id
 	fabric    *fabric             // nil until there is an overlay network
 	crypts    map[string]*crypt   // open encrypted networks, by id
@@ -184,8 +185,11 @@ func (d *Dataplane) recover() error {
 		}
 	}
 	if err := d.journal.load(func(u *skepv1.NetworkUpdate) {
-		d.names.merge(d.want.Merge(u).Update)
+		d.names.merge(d.want.Merge(withoutBridges(u)).Update)
 	}); err != nil {
+		return err
+	}
+	if err := d.loadBridges(); err != nil {
 		return err
 	}
 	for id, l := range d.state.Leases {
@@ -287,7 +291,7 @@ func (d *Dataplane) Attach(ctx context.Context, req runtime.SandboxRequest) (run
 		return s, model.Errorf(model.NotFound, "network %s not found", req.Mode)
 	}
 	if len(req.Overlays) > 0 {
-		if err := d.awaitNetworks(ctx, req.Overlays); err != nil {
+		if err := d.takePlaces(ctx, &req); err != nil {
 			return s, err
 		}
 		s.Nameservers = []string{resolverAddr.String()}
@@ -313,6 +317,7 @@ func (d *Dataplane) Attach(ctx context.Context, req runtime.SandboxRequest) (run
 		}
 		return s, errors.Join(err, d.restore(req.ContainerID, had, l))
 	}
+	d.announce(req.ContainerID, l)
 	s.NetNS, s.NetworkName, s.Ports = d.netns(req.ContainerID), "bridge", l.Ports
 	s.Overlays, s.Attached = endpoints(l, req.ContainerID), l.Overlays
 	if l.Addr.IsValid() {
@@ -492,9 +497,9 @@ func (d *Dataplane) drop(containerID string) error {
 // leave takes a container out of its networks: what is elsewhere now is forwarded, and
 // networks without containers go away. Callers hold mu.
 func (d *Dataplane) leave(id string, l lease) error {
+	errs := []error{d.retract(id, l.Overlays)}
 	moved := d.setLocals(id, l, false)
 	x := &drift{repair: true}
-	var errs []error
 	for _, o := range l.Overlays {
 		if n, c := d.want.Network(o.NetworkID), d.crypts[o.NetworkID]; n != nil && c != nil {
 			errs = append(errs, d.ensureCrypt(n, x))

@@ -15,9 +15,9 @@ import (
 	"github.com/skep-dev/skep/core/model"
 )
 
-// freeNetwork chooses a private network that no address or route of this machine overlaps.
-func freeNetwork(h *netlink.Handle) (netip.Prefix, error) {
-	var taken []netip.Prefix
+// freeNetwork chooses a private network that no address or route of this machine overlaps,
+// nor any of those taken.
+func freeNetwork(h *netlink.Handle, taken ...netip.Prefix) (netip.Prefix, error) {
 	routes, err := h.RouteList(nil, netlink.FAMILY_V4)
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("list routes: %w", err)

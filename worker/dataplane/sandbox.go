@@ -173,7 +173,7 @@ func (d *Dataplane) ensureSandbox(s *sandbox, x *drift) error {
 	}
 	defer h.Close()
 	_, _, underlay, err := d.underlay()
-	if err != nil {
+	if err != nil && slices.ContainsFunc(s.Overlays, func(o runtime.OverlayRequest) bool { return d.bridges[o.NetworkID] == nil }) {
 		return err
 	}
 	var errs []error
@@ -184,8 +184,11 @@ func (d *Dataplane) ensureSandbox(s *sandbox, x *drift) error {
 			continue // removed while in use: the container keeps what it has
 		}
 		p := port{sandbox: s, overlay: o, name: s.interfaceOf(o.NetworkID), vni: netplan.VNI(n, o.Address.Addr()), mtu: mtuOf(n, underlay)}
-		if n.GetEncrypted() {
+		switch {
+		case n.GetEncrypted():
 			p.mtu = mtuOf(n, underlay-wireguardExtra)
+		case isBridge(n):
+			p.mtu = mtuOf(n, plainMTU)
 		}
 		if err := p.ensure(d.fabricOf(n), ns, h, x); err != nil {
 			errs = append(errs, fmt.Errorf("connect to network %s: %w", n.GetName(), err))

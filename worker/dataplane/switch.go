@@ -148,6 +148,9 @@ func mtuOf(n *skepv1.OverlayNetwork, underlay int) int {
 // ensureNetwork makes or mends bridge and VXLAN device of each segment of a network.
 // Callers hold mu.
 func (d *Dataplane) ensureNetwork(f *fabric, n *skepv1.OverlayNetwork, x *drift) error {
+	if isBridge(n) {
+		return d.ensureBridgeNetwork(f, n, x)
+	}
 	src, port, mtu, err := d.underlay()
 	if err != nil {
 		return err
@@ -344,7 +347,7 @@ func (d *Dataplane) syncForwards(f *fabric, networks []*skepv1.OverlayNetwork, x
 	for _, n := range networks {
 		for _, g := range netplan.Segments(n) {
 			owner[g.VNI] = n.GetId()
-			if at, ok := f.links[g.VNI]; ok {
+			if at, ok := f.links[g.VNI]; ok && !isBridge(n) {
 				served[g.VNI] = at
 			}
 		}

@@ -111,6 +111,11 @@ func (a *API) Networks(ctx context.Context) ([]network.Inspect, error) {
 		n.EnableIPv4 = name == "bridge"
 		out = append(out, n)
 	}
+	if a.cfg.Bridges != nil {
+		for _, n := range a.cfg.Bridges.ListBridges() {
+			out = append(out, network.Inspect{Network: n, Containers: map[string]network.EndpointResource{}})
+		}
+	}
 	for _, c := range all {
 		if c.NetworkSettings == nil || !c.State.Running {
 			continue
@@ -120,7 +125,10 @@ func (a *API) Networks(ctx context.Context) ([]network.Inspect, error) {
 			if endpoint == nil {
 				continue
 			}
-			i := slices.IndexFunc(out, func(n network.Inspect) bool { return n.Name == name })
+			i := slices.IndexFunc(out, func(n network.Inspect) bool {
+				// A network of the swarm may be called like one of this node.
+				return n.Name == name && (n.Scope == "swarm") == (len(endpoint.NetworkID) == model.IDLength)
+			})
 			if i < 0 && len(endpoint.NetworkID) == model.IDLength {
 				n := emptyNetwork(name, endpoint.NetworkID, "overlay", "swarm")
 				n.EnableIPv4 = true
@@ -146,6 +154,8 @@ func addEndpoint(n *network.Inspect, containerID, name string, endpoint *network
 	e := network.EndpointResource{Name: name, EndpointID: endpoint.EndpointID, MacAddress: endpoint.MacAddress}
 	if endpoint.IPAddress.IsValid() {
 		e.IPv4Address = netip.PrefixFrom(endpoint.IPAddress, endpoint.IPPrefixLen)
+	}
+	if endpoint.IPAddress.IsValid() && len(n.IPAM.Config) == 0 {
 		n.IPAM.Config = []network.IPAMConfig{{Subnet: e.IPv4Address.Masked(), Gateway: endpoint.Gateway}}
 	}
 	if endpoint.GlobalIPv6Address.IsValid() {

@@ -28,10 +28,12 @@ const (
 	subscriberQueue = 4096
 )
 
-// Config says what an API speaks for. All fields are required.
+// Config says what an API speaks for. All fields but Bridges are required.
 type Config struct {
 	Engine runtime.Engine
-	Log    *slog.Logger
+	// Bridges keeps the networks of this node alone; nil refuses them.
+	Bridges runtime.Bridges
+	Log     *slog.Logger
 	// DaemonID and DaemonName appear in the daemon's own events.
 	DaemonID, DaemonName string
 }

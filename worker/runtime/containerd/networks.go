@@ -76,12 +76,13 @@ func namesTask(endpoints map[string]*network.EndpointSettings, mode string) bool
 func onlyDefaults(name string, ep *network.EndpointSettings) error {
 	switch {
 	case ep == nil:
+		return nil
 	case ep.IPAMConfig != nil && (ep.IPAMConfig.IPv4Address.IsValid() || ep.IPAMConfig.IPv6Address.IsValid()):
 		return model.Errorf(model.Invalid, "invalid config for network %s: invalid endpoint settings: user specified IP address is supported on user defined networks only", name)
 	case len(ep.Aliases) > 0:
 		return model.Errorf(model.Invalid, "invalid config for network %s: invalid endpoint settings: network-scoped aliases are only supported for user-defined networks", name)
 	}
-	return nil
+	return unserved(name, ep)
 }
 
 func wantedNetwork(name string, ep *network.EndpointSettings) (runtime.OverlayRequest, error) {
@@ -108,17 +109,22 @@ func wantedNetwork(name string, ep *network.EndpointSettings) (runtime.OverlayRe
 			o.Wanted = append(o.Wanted, a)
 		}
 	}
+	return o, unserved(name, ep)
+}
+
+// unserved refuses what no endpoint of a container can have.
+func unserved(name string, ep *network.EndpointSettings) error {
 	switch {
 	case len(ep.MacAddress) > 0:
-		return o, model.Errorf(model.Unimplemented, "network %s: choosing a MAC address is not implemented by skep", name)
+		return model.Errorf(model.Unimplemented, "network %s: choosing a MAC address is not implemented by skep", name)
 	case len(ep.Links) > 0:
-		return o, model.Errorf(model.Unimplemented, "network %s: links are not implemented by skep", name)
+		return model.Errorf(model.Unimplemented, "network %s: links are not implemented by skep", name)
 	case len(ep.DriverOpts) > 0:
-		return o, model.Errorf(model.Unimplemented, "network %s: driver options of endpoints are not implemented by skep", name)
+		return model.Errorf(model.Unimplemented, "network %s: driver options of endpoints are not implemented by skep", name)
 	case ep.GwPriority != 0:
-		return o, model.Errorf(model.Unimplemented, "network %s: gateway priorities are not implemented by skep", name)
+		return model.Errorf(model.Unimplemented, "network %s: gateway priorities are not implemented by skep", name)
 	}
-	return o, nil
+	return nil
 }
 
 // onBridge reports whether a container is on the local network for its own sake. A task is
