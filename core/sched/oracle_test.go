@@ -264,6 +264,15 @@ func (o *oracle) refusal(t *api.Task, n *api.Node) string {
 			return "Plugin"
 		}
 	}
+	for _, a := range t.GetNetworks() {
+		plugins := n.GetDescription().GetEngine().GetPlugins()
+		switch {
+		case a.GetNetwork().GetDriverState().GetName() == "host":
+			return "Plugin" // no node here lists it
+		case plugins[len(plugins)-1].GetName() != "skep-overlay":
+			return "Overlay"
+		}
+	}
 	for _, c := range t.GetSpec().GetPlacement().GetConstraints() {
 		if !satisfies(n, c) {
 			return "Constraint"
@@ -332,7 +341,7 @@ func (o *oracle) explain(t *api.Task, nodes ...*api.Node) string {
 	counts := o.counts(t, nodes...)
 	var parts []string
 	for n := len(nodes); n > 0; n-- {
-		for _, f := range []string{"Ready", "Resource", "Plugin", "Constraint", "Platform", "HostPort", "MaxReplicas"} {
+		for _, f := range []string{"Ready", "Resource", "Plugin", "Overlay", "Constraint", "Platform", "HostPort", "MaxReplicas"} {
 			if counts[f] != n {
 				continue
 			}
@@ -344,6 +353,7 @@ func (o *oracle) explain(t *api.Task, nodes ...*api.Node) string {
 				"Ready":       fmt.Sprintf("%d %s not available for new tasks", n, noun),
 				"Resource":    fmt.Sprintf("insufficient resources on %d %s", n, noun),
 				"Plugin":      fmt.Sprintf("missing plugin on %d %s", n, noun),
+				"Overlay":     fmt.Sprintf("overlay networks and ingress ports do not reach %d %s with Docker Engine", n, noun),
 				"Constraint":  fmt.Sprintf("scheduling constraints not satisfied on %d %s", n, noun),
 				"Platform":    fmt.Sprintf("unsupported platform on %d %s", n, noun),
 				"HostPort":    fmt.Sprintf("host-mode port already in use on %d %s", n, noun),

@@ -82,6 +82,9 @@ func (m *machine) node(t *rapid.T) {
 		if rapid.Bool().Draw(t, "plugin") {
 			d.Engine.Plugins = []*api.PluginDescription{{Type: "Volume", Name: "nfs"}}
 		}
+		d.Engine.Plugins = append(d.Engine.Plugins, &api.PluginDescription{
+			Type: "Network", Name: rapid.SampledFrom([]string{"overlay", "skep-overlay"}).Draw(t, "kind of node"),
+		})
 		if rapid.Bool().Draw(t, "generic") {
 			d.Resources.Generic = []*api.GenericResource{discrete("ssd", 2), named("gpu", "y"), named("gpu", "x")}
 		}
@@ -138,6 +141,9 @@ func (m *machine) service(t *rapid.T) {
 			for _, d := range rapid.SliceOfN(rapid.SampledFrom([]string{"node.labels.zone", "engine.labels.zone", "node.labels.rack", "node.id"}), 1, 2).Draw(t, "spread over") {
 				placement.Preferences = append(placement.Preferences, spreadOver(d))
 			}
+		}
+		if some("overlay") {
+			task.Networks = networkWith(rapid.SampledFrom([]string{"overlay", "host"}).Draw(t, "network"))
 		}
 		if some("platform") {
 			placement.Platforms = []*api.Platform{{Os: "linux", Architecture: rapid.SampledFrom([]string{"amd64", "arm64"}).Draw(t, "arch")}}
