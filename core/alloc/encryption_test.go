@@ -35,13 +35,13 @@ func TestEncryptionIsWhatAllNodesCan(t *testing.T) {
 			t.Errorf("network %d: %s on port %d, want %s on %d", count, gotHow, gotPort, how, port)
 		}
 	}
-	want(model.WireGuard, 51820) // no node has said anything
+	want(model.WireGuard, 21820) // no node has said anything
 	node("n1", "esp,wireguard", api.NodeStatus_READY)
 	want(model.ESP, model.ESPPort)
 	want(model.ESP, model.ESPPort)
-	want(model.WireGuard, 51821, model.EncryptionOption, model.WireGuard)
+	want(model.WireGuard, 21821, model.EncryptionOption, model.WireGuard)
 	node("n2", "wireguard-userspace", api.NodeStatus_READY)
-	want(model.WireGuard, 51822)
+	want(model.WireGuard, 21822)
 	want(model.ESP, model.ESPPort, model.EncryptionOption, model.ESP)
 	want(model.WireGuard, 6000, model.EncryptionPortOption, "6000")
 	node("n2", "wireguard-userspace", api.NodeStatus_DOWN)

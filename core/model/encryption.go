@@ -33,10 +33,11 @@ const (
 	EncryptionPortOption = "skep.encryption.port"
 	// ESPPort is the VXLAN port of all networks encrypted by ESP, so that the kernel tells
 	// them from others by it.
-	ESPPort = 51819
+	ESPPort = 21819
 	// FirstWireGuardPort is where the ports of networks encrypted by WireGuard begin, each
-	// of which has one of its own.
-	FirstWireGuardPort = 51820
+	// of which has one of its own. They are neither WireGuard's usual one, which people's own
+	// tunnels have, nor among those that kernels give to whoever asks for any.
+	FirstWireGuardPort = 21820
 
 	// EncryptLabel on the swarm's spec says which new overlays are encrypted that did not
 	// ask for it: EncryptAll, or none.

@@ -376,7 +376,11 @@ func (d *Dataplane) ensureDevice(c *crypt, n *skepv1.OverlayNetwork, all bool, x
 	if !x.add(kindForward, "network %s: its WireGuard device differs: %d nodes to remove, %d to change", c.name, len(changes.Remove), len(changes.Peers)) {
 		return nil
 	}
-	if err := c.tunnel.Write(changes); err != nil {
+	switch err := c.tunnel.Write(changes); {
+	case errors.Is(err, unix.EADDRINUSE):
+		return model.Errorf(model.Conflict, "network %s: UDP port %d is in use on this node: free it, or create the network with another --opt %s",
+			c.name, want.Port, model.EncryptionPortOption)
+	case err != nil:
 		return fmt.Errorf("network %s: %w", c.name, err)
 	}
 	c.peers = at
