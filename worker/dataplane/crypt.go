@@ -468,7 +468,7 @@ func (d *Dataplane) ensureRoutes(c *crypt, n *skepv1.OverlayNetwork, wg netlink.
 
 // routes returns the routes of the namespace, without those that the kernel keeps itself.
 func (c *crypt) routes() (map[netip.Prefix]int, error) {
-	list, err := c.h.RouteList(nil, netlink.FAMILY_ALL)
+	list, err := dump(func() ([]netlink.Route, error) { return c.h.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -501,7 +501,7 @@ func (p *port) ensureRouted(f *fabric, h *netlink.Handle, link, eth netlink.Link
 	if p.overlay.Address6.IsValid() {
 		neighbours[p.overlay.Address6.Addr()] = true
 	}
-	have, err := f.h.NeighList(link.Attrs().Index, netlink.FAMILY_ALL)
+	have, err := dump(func() ([]netlink.Neigh, error) { return f.h.NeighList(link.Attrs().Index, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
 	}

@@ -18,7 +18,7 @@ import (
 // freeNetwork chooses a private network that no address or route of this machine overlaps,
 // nor any of those taken.
 func freeNetwork(h *netlink.Handle, taken ...netip.Prefix) (netip.Prefix, error) {
-	routes, err := h.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := dump(func() ([]netlink.Route, error) { return h.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("list routes: %w", err)
 	}
@@ -84,7 +84,7 @@ func (d *Dataplane) ensureBridge(x *drift) error {
 	if err != nil {
 		return fmt.Errorf("find bridge %s: %w", d.bridge, err)
 	}
-	have, err := d.host.AddrList(link, netlink.FAMILY_V4)
+	have, err := dump(func() ([]netlink.Addr, error) { return d.host.AddrList(link, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", d.bridge, err)
 	}

@@ -426,7 +426,7 @@ func (d *Dataplane) ensureLegAddress(leg netlink.Link, addr netip.Prefix, x *dri
 	if err == nil {
 		wanted = append(wanted, six)
 	}
-	have, err := d.host.AddrList(leg, netlink.FAMILY_ALL)
+	have, err := dump(func() ([]netlink.Addr, error) { return d.host.AddrList(leg, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", name, err)
 	}

@@ -137,3 +137,17 @@ func sysctl(file, value string) error {
 	}
 	return nil
 }
+
+// dumpTries bounds how often a list is asked for that changes while it is read.
+const dumpTries = 20
+
+// dump asks the kernel for a list, again if it changed meanwhile: others change theirs in
+// the host's namespace, and the kernel settles addresses by itself.
+func dump[T any](list func() ([]T, error)) (out []T, err error) {
+	for range dumpTries {
+		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
+}

@@ -120,7 +120,7 @@ func observe(h *netlink.Handle, links map[uint32]segmentLinks) ([]netplan.Entry,
 		vxlans[l.vxlan], bridges[l.bridge] = vni, vni
 	}
 	var out []netplan.Entry
-	table, err := h.NeighList(0, unix.AF_BRIDGE)
+	table, err := dump(func() ([]netlink.Neigh, error) { return h.NeighList(0, unix.AF_BRIDGE) })
 	if err != nil {
 		return nil, fmt.Errorf("list forwarding table: %w", err)
 	}
@@ -148,7 +148,7 @@ func observe(h *netlink.Handle, links map[uint32]segmentLinks) ([]netplan.Entry,
 		out = append(out, e)
 	}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		list, err := h.NeighList(0, family)
+		list, err := dump(func() ([]netlink.Neigh, error) { return h.NeighList(0, family) })
 		if err != nil {
 			return nil, fmt.Errorf("list neighbours: %w", err)
 		}

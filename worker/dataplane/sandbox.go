@@ -304,7 +304,7 @@ func (p *port) make(f *fabric, ns netns.NsHandle, bridge int, stale netlink.Link
 
 // address gives the container's end its addresses and raises it.
 func (p *port) address(ns netns.NsHandle, h *netlink.Handle, eth netlink.Link, routed bool, x *drift, what string) error {
-	have, err := h.AddrList(eth, netlink.FAMILY_ALL)
+	have, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(eth, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", p.name, err)
 	}

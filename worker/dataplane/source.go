@@ -176,7 +176,7 @@ func (s *answering) ensure(ns netns.NsHandle, h *netlink.Handle, x *drift, what 
 func (s *answering) ensureRoutes(h *netlink.Handle, family int, via netip.Addr, x *drift, what string) error {
 	net4 := s.subnet.Masked().Addr().As4()
 	mark, mask := binary.NativeEndian.Uint32(net4[:]), binary.NativeEndian.Uint32(maskOf(s.subnet))
-	rules, err := h.RuleList(family)
+	rules, err := dump(func() ([]netlink.Rule, error) { return h.RuleList(family) })
 	if err != nil {
 		return fmt.Errorf("list routing rules: %w", err)
 	}
@@ -191,7 +191,9 @@ func (s *answering) ensureRoutes(h *netlink.Handle, family int, via netip.Addr, 
 		}
 	}
 	want := &netlink.Route{LinkIndex: s.index, Gw: via.AsSlice(), Table: sourceRoutes, Flags: int(netlink.FLAG_ONLINK)}
-	routes, err := h.RouteListFiltered(family, want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF|netlink.RT_FILTER_GW)
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(family, want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF|netlink.RT_FILTER_GW)
+	})
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
@@ -200,7 +202,7 @@ func (s *answering) ensureRoutes(h *netlink.Handle, family int, via netip.Addr, 
 			return fmt.Errorf("lead answers back: %w", err)
 		}
 	}
-	hops, err := h.NeighList(s.index, family)
+	hops, err := dump(func() ([]netlink.Neigh, error) { return h.NeighList(s.index, family) })
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
 	}

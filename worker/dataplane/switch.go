@@ -115,7 +115,7 @@ func (d *Dataplane) underlay() (src netip.Addr, port, mtu int, err error) {
 		port = defaultVXLANPort
 	}
 	mtu = 1500
-	addrs, err := d.host.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := dump(func() ([]netlink.Addr, error) { return d.host.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return src, 0, 0, fmt.Errorf("list addresses: %w", err)
 	}
@@ -294,7 +294,7 @@ func (d *Dataplane) ensureVXLAN(f *fabric, bridge netlink.Link, want *netlink.Vx
 
 // keepOnly removes the segments that are not listed.
 func (f *fabric) keepOnly(vnis map[uint32]bool, x *drift) error {
-	links, err := f.h.LinkList()
+	links, err := dump(func() ([]netlink.Link, error) { return f.h.LinkList() })
 	if err != nil {
 		return fmt.Errorf("list links of the switch: %w", err)
 	}
