@@ -2,6 +2,7 @@ package ops_test
 
 import (
 	"bytes"
+	"crypto/rand"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -17,7 +18,7 @@ import (
 func setLabel(t *testing.T, o *ops.Ops, state *replica.Memory, key, value string) error {
 	t.Helper()
 	spec := model.Clone(state.View().Cluster().GetSpec())
-	spec.Annotations.Labels = map[string]string{key: value}
+	spec.Annotations.Labels, spec.CaConfig = map[string]string{key: value}, nil
 	_, err := o.UpdateCluster(t.Context(), &api.UpdateClusterRequest{
 		ClusterId: "cluster", ClusterVersion: version(t, state, model.Clusters, "cluster"), Spec: spec,
 	})
@@ -25,7 +26,8 @@ func setLabel(t *testing.T, o *ops.Ops, state *replica.Memory, key, value string
 }
 
 func TestEncryptAll(t *testing.T) {
-	o, state := newOps(t, nil, aCluster())
+	state := fill(t, aCluster())
+	o := ops.New(ops.Config{State: state, Random: rand.Reader}) // ids of several networks
 	made := func(spec *api.NetworkSpec) *api.Network {
 		t.Helper()
 		resp, err := o.CreateNetwork(t.Context(), &api.CreateNetworkRequest{Spec: spec})
