@@ -56,7 +56,7 @@ func main() {
 
 func run(ctx context.Context) error {
 	b := &bench{}
-	only := flag.String("only", "idle,start,leader,worker,scale,network,netchange", "comma-separated parts to run")
+	only := flag.String("only", "idle,start,leader,worker,scale,network,netchange,encryption", "comma-separated parts to run")
 	flag.StringVar(&b.bin, "bin", "bin", "directory of the built binaries")
 	flag.IntVar(&b.pairs, "pairs", 5, "pairs of Skep and Docker Engine runs")
 	flag.IntVar(&b.rounds, "rounds", 20, "rounds of killing the leader; half as many for workers")
@@ -88,6 +88,7 @@ func run(ctx context.Context) error {
 		{"scale", b.scale},
 		{"network", b.network},
 		{"netchange", b.netchange},
+		{"encryption", b.encryption},
 	}
 	var failed []error
 	for _, p := range parts {

@@ -90,6 +90,8 @@ type netLab struct {
 	wire  netns.NsHandle
 	nodes []*netNode
 	open  []netns.NsHandle
+	// program runs userspace WireGuard devices; nil for nodes without.
+	program []string
 }
 
 type netNode struct {
@@ -154,7 +156,8 @@ func (l *netLab) node(id string, ns netns.NsHandle, addr netip.Addr) (*netNode, 
 	err := inNS(ns, func() (err error) {
 		n.Dataplane, err = dataplane.New(dataplane.Config{
 			Dir: filepath.Join(l.dir, n.id, "d"), ExecDir: filepath.Join(l.dir, n.id, "x"), Address: netip.MustParsePrefix("172.30.0.1/16"),
-			Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+			Log:       slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+			WireGuard: l.program,
 		})
 		return err
 	})
