@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,6 +51,9 @@ type managerRole struct {
 	// registry holds the metrics of this role.
 	registry *prometheus.Registry
 
+	// peers are those that are connected.
+	peers wire.Conns
+
 	mu    sync.Mutex
 	conns map[string]*grpc.ClientConn // to leaders, by address
 }
@@ -82,7 +86,7 @@ func (m *member) newManagerRole(ctx context.Context) (*managerRole, error) {
 		Caller: wire.CallerNode, Log: log, Registerer: role.registry, JoinAddr: joinAddr, ForceNewCluster: m.forceNew,
 	})
 	guard := &wire.Guard{
-		Credentials: m.creds, Removed: role.removed, Leading: role.leading, Leader: role.leader,
+		Credentials: m.creds, Removed: role.removed, Role: role.roleOf, Conns: &role.peers, Leading: role.leading, Leader: role.leader,
 		Refused: m.recordRefusal,
 	}
 	role.server = wire.NewServer(guard)
@@ -112,7 +116,7 @@ func (r *managerRole) register(m *member) {
 		return func(t *api.Task) []*skepv1.Refusal { return manager.Refuse(s, t, time.Now()) }
 	})
 	secrets := ops.NewSecrets(r.replica, rand.Reader)
-	watcher := ops.NewWatcher(r.replica)
+	watcher, tokens := ops.NewWatcher(r.replica), ops.NewTokens(r.replica)
 	leader := manager.New(manager.Config{
 		State: r.replica, Membership: r.replica, NodeID: m.creds.NodeID(), Bootstrap: m.founding, Log: r.log, Registerer: registerer,
 	})
@@ -130,6 +134,8 @@ func (r *managerRole) register(m *member) {
 		api.RegisterControlServer(s, control)
 		api.RegisterWatchServer(s, watcher)
 		skepv1.RegisterInsightServer(s, insight)
+		skepv1.RegisterTokensServer(s, tokens)
+		skepv1.RegisterEnrollmentServer(s, authority)
 		skepv1.RegisterSecretsServer(s, secrets)
 	}
 	r.lead = []func(context.Context) error{leader.RunTerm, dispatch.Run, authority.Run, broker.Run}
@@ -149,6 +155,10 @@ func (r *managerRole) run(ctx context.Context) error {
 		return err
 	})
 	group.Go(func() error { return r.local.Serve(ctx) })
+	group.Go(func() error {
+		r.dropVoid(ctx)
+		return nil
+	})
 	group.Go(func() error {
 		err := r.replica.Run(ctx)
 		if err == nil && ctx.Err() == nil {
@@ -248,6 +258,48 @@ func (r *managerRole) leading() bool {
 func (r *managerRole) removed(nodeID string) bool {
 	_, ok := r.replica.View().Cluster().GetBlacklistedCertificates()[nodeID]
 	return ok
+}
+
+// roleOf returns the role that the swarm gives a node, "" for one that is not known.
+func (r *managerRole) roleOf(nodeID string) string {
+	n := r.replica.View().Node(nodeID)
+	if n == nil {
+		return ""
+	}
+	return pki.RoleOU(n.GetRole())
+}
+
+// dropVoid closes the connections of nodes that were removed or demoted, as that happens.
+func (r *managerRole) dropVoid(ctx context.Context) {
+	for at := r.replica.Follow(); ; {
+		events, reset, err := at.Next(ctx)
+		if err != nil {
+			return
+		}
+		if !reset && !slices.ContainsFunc(events, voids) {
+			continue
+		}
+		n := r.peers.CloseIf(func(peer wire.Identity) bool {
+			return r.removed(peer.NodeID) || peer.Is(pki.ManagerRole) && r.roleOf(peer.NodeID) == pki.WorkerRole
+		})
+		if n > 0 {
+			r.log.Info("closed connections of removed or demoted nodes", slog.Int("connections", n))
+		}
+	}
+}
+
+// voids reports whether a change may have made a certificate void.
+func voids(e model.Event) bool {
+	switch was := e.Old.(type) {
+	case *api.Cluster:
+		now, ok := e.New.(*api.Cluster)
+		return ok && len(now.GetBlacklistedCertificates()) != len(was.GetBlacklistedCertificates())
+	case *api.Node:
+		now, ok := e.New.(*api.Node)
+		return !ok || now == nil || now.GetRole() != was.GetRole()
+	default:
+		return false
+	}
 }
 
 // leader connects to the leader, with nil when that is this manager: then the caller's own

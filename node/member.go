@@ -49,6 +49,9 @@ type member struct {
 	// role has a value when the certificate changed, or the role that the swarm wants.
 	role    chan struct{}
 	manager atomic.Pointer[managerRole]
+	// unknown has a value when a manager showed a certificate from a root that this node
+	// does not know.
+	unknown chan struct{}
 	// joined is closed at the first message of the first session.
 	joined     chan struct{}
 	joinedOnce sync.Once
@@ -75,11 +78,17 @@ func newMember(cfg *Config, dir string, saved savedState, keys *keystore.Store, 
 	m := &member{
 		cfg: cfg, dir: dir, saved: saved, keys: keys, creds: &wire.Credentials{Network: cfg.Network},
 		remotes: openRemotes(dir, cfg.Log),
-		role:    make(chan struct{}, 1), joined: make(chan struct{}),
+		role:    make(chan struct{}, 1), joined: make(chan struct{}), unknown: make(chan struct{}, 1),
 	}
 	m.creds.Set(material)
+	m.creds.Unknown = func() {
+		select {
+		case m.unknown <- struct{}{}:
+		default:
+		}
+	}
 	m.renewer = enroll.NewRenewer(enroll.Renewer{
-		Credentials: m.creds, Save: m.saveIdentity, Log: cfg.Log,
+		Credentials: m.creds, Save: m.saveIdentity, Return: m.comeBack, Log: cfg.Log,
 		Connect: func(ctx context.Context) (grpc.ClientConnInterface, func(), error) {
 			conn, done, err := m.connect(ctx)
 			return conn, func() {
@@ -99,12 +108,13 @@ func newMember(cfg *Config, dir string, saved savedState, keys *keystore.Store, 
 
 // run takes part in the swarm until ctx ends; any other end is an error.
 func (m *member) run(ctx context.Context) error {
-	if until := m.creds.Current().Leaf.NotAfter; time.Now().After(until) && !m.forceNew {
-		return model.Errorf(model.Unavailable, "Swarm certificates have expired. To replace them, leave the swarm and join again.")
-	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.renewer.Run(ctx) })
 	group.Go(func() error { return m.agent.Run(ctx) })
+	group.Go(func() error {
+		m.findRoot(ctx)
+		return nil
+	})
 	group.Go(func() error { return m.runRoles(ctx) })
 	return group.Wait()
 }

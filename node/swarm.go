@@ -737,6 +737,15 @@ func (s *membership) Networks() (skepv1.NetworksClient, error) {
 	return skepv1.NewNetworksClient(role.route()), nil
 }
 
+// Tokens implements dockerapi.Manager.
+func (s *membership) Tokens() (skepv1.TokensClient, error) {
+	role, err := s.role()
+	if err != nil {
+		return nil, err
+	}
+	return skepv1.NewTokensClient(role.route()), nil
+}
+
 // Follow implements dockerapi.Manager.
 func (s *membership) Follow() (*replica.Cursor, error) {
 	role, err := s.role()

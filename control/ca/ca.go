@@ -9,13 +9,13 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/control/replica"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
@@ -24,25 +24,17 @@ import (
 	"github.com/skep-dev/skep/platform/wire"
 )
 
-const (
-	// joinBurst and joinRate bound token checks of strangers: beyond, calls are refused with
-	// ResourceExhausted, and the node tries again.
-	joinBurst = 200
-	joinRate  = 50 // a second
-)
-
 // Server implements the CA and NodeCA services on the leader.
 type Server struct {
 	api.UnimplementedCAServer
 	api.UnimplementedNodeCAServer
+	skepv1.UnimplementedEnrollmentServer
 
 	state    replica.State
 	external *cfssl.Client
 	log      *slog.Logger
 
-	mu     sync.Mutex
-	tokens float64
-	filled time.Time
+	joins *limiter
 }
 
 // Config is what a Server works with. All fields must be set.
@@ -55,7 +47,7 @@ type Config struct {
 
 // New returns a Server; it issues nothing before Run.
 func New(c Config) *Server {
-	return &Server{state: c.State, external: c.External, log: c.Log, tokens: joinBurst}
+	return &Server{state: c.State, external: c.External, log: c.Log, joins: newLimiter()}
 }
 
 // GetRootCACertificate returns the root bundle that join tokens pin.
@@ -92,23 +84,10 @@ func (s *Server) IssueNodeCertificate(ctx context.Context, req *api.IssueNodeCer
 	if caller.NodeID != "" && (caller.Is(pki.WorkerRole) || caller.Is(pki.ManagerRole)) {
 		return s.renew(ctx, caller, req.GetCsr())
 	}
-	if !s.admit(time.Now()) {
-		return nil, status.Error(codes.ResourceExhausted, "too many nodes are joining at once; try again")
+	if err := s.joins.admit(caller.Addr, time.Now()); err != nil {
+		return nil, err
 	}
 	return s.join(ctx, caller, req)
-}
-
-// admit takes one from the bucket of join attempts.
-func (s *Server) admit(now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.tokens = min(joinBurst, s.tokens+now.Sub(s.filled).Seconds()*joinRate)
-	s.filled = now
-	if s.tokens < 1 {
-		return false
-	}
-	s.tokens--
-	return true
 }
 
 // checkManager refuses manager certificates to other engines: who holds one may lead.
@@ -156,7 +135,9 @@ func (s *Server) join(ctx context.Context, caller wire.Identity, req *api.IssueN
 		case pki.SameToken(req.GetToken(), tokens.GetWorker()):
 			role = api.NodeRole_WORKER
 		default:
-			return model.Errorf(model.Invalid, "A valid join token is necessary to join this cluster")
+			if role, err = useLimited(tx, req.GetToken()); err != nil {
+				return err
+			}
 		}
 		if err := checkManager(role, caller); err != nil {
 			return err
@@ -181,6 +162,31 @@ func (s *Server) join(ctx context.Context, caller wire.Identity, req *api.IssueN
 	}
 	s.log.Info("node asks to join", slog.String("node_id", id))
 	return &api.IssueNodeCertificateResponse{NodeId: id, NodeMembership: api.NodeSpec_ACCEPTED}, nil
+}
+
+// useLimited counts one use of a limited token and returns the role that it gives.
+func useLimited(tx *store.Tx, token string) (api.NodeRole, error) {
+	s := tx.Snapshot()
+	r, ok := s.Get(model.Resources, s.IDByName(model.Resources, pki.TokenName(token))).(*api.Resource)
+	if token == "" || !ok || r.GetKind() != pki.TokenKind {
+		return 0, model.Errorf(model.Invalid, "A valid join token is necessary to join this cluster")
+	}
+	t, err := pki.Limited(r)
+	if err != nil {
+		return 0, err
+	}
+	if why := pki.Void(t, s.Cluster().GetRootCa(), tx.Now()); why != "" {
+		return 0, model.Errorf(model.Invalid, "A valid join token is necessary to join this cluster: this one admits nobody any more, %s", why)
+	}
+	t.Used++
+	if r, err = pki.PutLimited(r, t); err != nil {
+		return 0, err
+	}
+	role := api.NodeRole_WORKER
+	if t.GetRole() == pki.ManagerRole {
+		role = api.NodeRole_MANAGER
+	}
+	return role, tx.Update(r)
 }
 
 // NodeCertificateStatus waits until a node's certificate is issued or has failed, as long

@@ -31,6 +31,8 @@ type rig struct {
 	state *replica.Memory
 	s     *Server
 	root  *pki.Root
+	// tokens are the limited ones that were made.
+	tokens []string
 }
 
 func inRig(t *testing.T, test func(*rig)) {
@@ -345,13 +347,13 @@ func TestStatusWaitsNoLongerThanTheCaller(t *testing.T) {
 func TestJoinsAreLimited(t *testing.T) {
 	inRig(t, func(r *rig) {
 		refused := 0
-		for range joinBurst + 10 {
+		for range sourceBurst + 10 {
 			if _, err := r.join("wrong"); status.Code(err) == codes.ResourceExhausted {
 				refused++
 			}
 		}
 		if refused != 10 {
-			t.Errorf("%d of %d guesses at once were refused, want 10", refused, joinBurst+10)
+			t.Errorf("%d of %d guesses at once were refused, want 10", refused, sourceBurst+10)
 		}
 		time.Sleep(time.Second)
 		r.mustJoin("worker token")

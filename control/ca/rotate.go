@@ -193,6 +193,14 @@ func (s *Server) finishRotation(ctx context.Context, r *rotation) error {
 		if err != nil {
 			return err
 		}
+		for object := range tx.Snapshot().All(model.Resources) {
+			// They pin the old root, so nobody can join with them any more.
+			if old, ok := object.(*api.Resource); ok && old.GetKind() == pki.TokenKind {
+				if err := tx.Remove(model.Resources, old.GetId()); err != nil {
+					return err
+				}
+			}
+		}
 		cluster = model.Clone(cluster)
 		cluster.RootCa = root
 		done = true

@@ -261,8 +261,13 @@ func dialAs(nodeID, addr string, opts ...grpc.DialOption) (*grpc.ClientConn, err
 	) error {
 		return invoke(metadata.AppendToOutgoingContext(ctx, nodeHeader, nodeID), method, req, reply, cc, opts...)
 	}
-	return grpc.NewClient("passthrough:///"+addr, append(opts,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUnaryInterceptor(identify))...)
+	identifyStream := func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+		open grpc.Streamer, opts ...grpc.CallOption,
+	) (grpc.ClientStream, error) {
+		return open(metadata.AppendToOutgoingContext(ctx, nodeHeader, nodeID), desc, cc, method, opts...)
+	}
+	return grpc.NewClient("passthrough:///"+addr, append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithUnaryInterceptor(identify), grpc.WithStreamInterceptor(identifyStream))...)
 }
 
 func testCaller(ctx context.Context) (nodeID, addr string, err error) {

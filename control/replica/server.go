@@ -100,6 +100,15 @@ func (r *Replica) receive(ctx context.Context, msg *raftpb.Message) error {
 	if ros.removed[msg.GetFrom()] {
 		return status.Error(codes.NotFound, ErrRemoved.Error())
 	}
+	if sender := ros.members[msg.GetFrom()]; sender != nil && r.cfg.Caller != nil {
+		caller, _, err := r.cfg.Caller(ctx)
+		if err != nil {
+			return err
+		}
+		if caller != sender.GetNodeId() {
+			return status.Errorf(codes.PermissionDenied, "Permission denied: node %s speaks for raft member %x of node %s", caller, msg.GetFrom(), sender.GetNodeId())
+		}
+	}
 	if msg.GetTo() != ros.self || msg.GetType() == raftpb.MsgProp {
 		return nil
 	}

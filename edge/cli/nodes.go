@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -64,7 +65,7 @@ func (a *app) tokenCommand() *cobra.Command {
 			if len(given) == 1 {
 				role = given[0]
 			}
-			d, self, err := a.manager(c.Context())
+			d, _, err := a.manager(c.Context())
 			if err != nil {
 				return err
 			}
@@ -83,13 +84,9 @@ func (a *app) tokenCommand() *cobra.Command {
 					return fmt.Errorf("read join tokens: %w", err)
 				}
 			}
-			n, err := d.NodeInspect(c.Context(), self.NodeID, client.NodeInspectOptions{})
+			addr, err := a.joinAddr(c.Context(), d)
 			if err != nil {
-				return fmt.Errorf("read this manager's address: %w", err)
-			}
-			addr := self.NodeAddr
-			if m := n.Node.ManagerStatus; m != nil && m.Addr != "" {
-				addr = m.Addr
+				return err
 			}
 			token := s.Swarm.JoinTokens.Worker
 			if role == "manager" {
@@ -103,5 +100,22 @@ func (a *app) tokenCommand() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&rotate, "rotate", false, "make a new token first, so that the old one is worth nothing")
+	c.AddCommand(a.tokenCommands()...)
 	return c
+}
+
+// joinAddr returns the address at which others join the swarm of the manager d.
+func (a *app) joinAddr(ctx context.Context, d *client.Client) (string, error) {
+	info, err := d.Info(ctx, client.InfoOptions{})
+	if err != nil {
+		return "", fmt.Errorf("read this manager's address: %w", err)
+	}
+	n, err := d.NodeInspect(ctx, info.Info.Swarm.NodeID, client.NodeInspectOptions{})
+	if err != nil {
+		return "", fmt.Errorf("read this manager's address: %w", err)
+	}
+	if m := n.Node.ManagerStatus; m != nil && m.Addr != "" {
+		return m.Addr, nil
+	}
+	return info.Info.Swarm.NodeAddr, nil
 }

@@ -75,6 +75,7 @@ func New(config Config) *API {
 	a.routeInsight()
 	a.routeBackups()
 	a.routeAudit()
+	a.routeTokens()
 	return a
 }
 

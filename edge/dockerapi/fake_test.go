@@ -40,6 +40,7 @@ type daemon struct {
 	state   *replica.Memory
 	control api.ControlClient
 	insight skepv1.InsightClient
+	limited skepv1.TokensClient
 	secrets skepv1.SecretsClient
 	logs    api.LogsClient
 
@@ -166,6 +167,7 @@ func (d *daemon) Control() (api.ControlClient, error)    { return d.control, d.c
 func (d *daemon) Logs() (api.LogsClient, error)          { return d.logs, d.check() }
 func (d *daemon) Secrets() (skepv1.SecretsClient, error) { return d.secrets, d.check() }
 func (d *daemon) Insight() (skepv1.InsightClient, error) { return d.insight, d.check() }
+func (d *daemon) Tokens() (skepv1.TokensClient, error)   { return d.limited, d.check() }
 func (d *daemon) Networks() (skepv1.NetworksClient, error) {
 	return nil, dockerapi.NotManager(swarm.LocalNodeStateActive, false, "")
 }
@@ -197,6 +199,7 @@ func newDaemon(t *testing.T, orchestrated bool) *daemon {
 	api.RegisterControlServer(server, ops.New(ops.Config{State: d.state, Membership: d, Random: new(counter)}))
 	skepv1.RegisterSecretsServer(server, ops.NewSecrets(d.state, rand.Reader))
 	skepv1.RegisterInsightServer(server, ops.NewInsight(d.state, d, nil))
+	skepv1.RegisterTokensServer(server, ops.NewTokens(d.state))
 	api.RegisterLogsServer(server, &logServer{state: d.state})
 	listener := bufconn.Listen(1 << 20)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -218,6 +221,7 @@ func newDaemon(t *testing.T, orchestrated bool) *daemon {
 	})
 	d.secrets = skepv1.NewSecretsClient(conn)
 	d.control, d.logs, d.insight = api.NewControlClient(conn), api.NewLogsClient(conn), skepv1.NewInsightClient(conn)
+	d.limited = skepv1.NewTokensClient(conn)
 	return d
 }
 

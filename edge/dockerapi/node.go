@@ -48,6 +48,8 @@ type Manager interface {
 	Insight() (skepv1.InsightClient, error)
 	// Networks asks the leader about the networks of all nodes.
 	Networks() (skepv1.NetworksClient, error)
+	// Tokens keeps limited join tokens, on the leader.
+	Tokens() (skepv1.TokensClient, error)
 	// Secrets changes the values of secrets on the leader.
 	Secrets() (skepv1.SecretsClient, error)
 	// Follow returns a cursor over this manager's own copy of the state.

@@ -3,12 +3,15 @@ package enroll
 import (
 	"context"
 	"crypto/rand"
+	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
 	"google.golang.org/grpc"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/platform/keystore"
 	"github.com/skep-dev/skep/platform/wire"
@@ -28,6 +31,10 @@ type Renewer struct {
 	Credentials *wire.Credentials
 	// Connect reaches a manager with the current certificate; done gives it back.
 	Connect func(ctx context.Context) (conn grpc.ClientConnInterface, done func(), err error)
+	// Return gets an identity when the certificate has expired. Denied ends the Renewer, for
+	// the node has no place in the swarm any more. Nil leaves such a certificate to Connect,
+	// as does ok false.
+	Return func(ctx context.Context) (id keystore.Identity, ok bool, err error)
 	// Save makes a new identity durable and active.
 	Save func(ctx context.Context, id keystore.Identity) error
 	Log  *slog.Logger
@@ -84,8 +91,11 @@ func (r *Renewer) Run(ctx context.Context) error {
 			}
 			err = r.repeat(ctx, role, forcedRetry)
 		}
+		if errors.Is(err, errNotTaken) {
+			return err
+		}
 		if err != nil {
-			return nil //nolint:nilerr // only ctx ends the repetition
+			return nil //nolint:nilerr // else only ctx ends the repetition
 		}
 	}
 }
@@ -96,6 +106,9 @@ func (r *Renewer) repeat(ctx context.Context, role string, step time.Duration) e
 		err := r.renew(ctx, role)
 		if err == nil {
 			return nil
+		}
+		if errors.Is(err, errNotTaken) {
+			return err
 		}
 		r.Log.Warn("certificate not renewed, trying again", slog.Any("error", err), slog.Duration("wait", wait))
 		timer := time.NewTimer(wait)
@@ -112,6 +125,9 @@ func (r *Renewer) repeat(ctx context.Context, role string, step time.Duration) e
 }
 
 func (r *Renewer) renew(ctx context.Context, role string) error {
+	if returned, err := r.comeBack(ctx); returned || err != nil {
+		return err
+	}
 	conn, done, err := r.Connect(ctx)
 	if err != nil {
 		return err
@@ -122,7 +138,32 @@ func (r *Renewer) renew(ctx context.Context, role string) error {
 	if err != nil {
 		return err
 	}
-	if err := r.Save(ctx, keystore.Identity{RootPEM: now.Root.CertPEM, ChainPEM: chain, Key: key}); err != nil {
+	// The root may have been replaced meanwhile.
+	return r.save(ctx, keystore.Identity{RootPEM: r.Credentials.Current().Root.CertPEM, ChainPEM: chain, Key: key})
+}
+
+// comeBack returns with an expired certificate. returned is false where it has not expired
+// or needs nobody else.
+func (r *Renewer) comeBack(ctx context.Context) (returned bool, err error) {
+	if r.Return == nil || time.Now().Before(r.Credentials.Current().Leaf.NotAfter) {
+		return false, nil
+	}
+	id, ok, err := r.Return(ctx)
+	switch {
+	case model.KindOf(err) == model.Denied:
+		return false, fmt.Errorf("%w: %w", errNotTaken, err)
+	case err != nil || !ok:
+		return false, err
+	default:
+		return true, r.save(ctx, id)
+	}
+}
+
+// errNotTaken says that the swarm does not take this node back.
+var errNotTaken = model.Errorf(model.Denied, "Swarm certificates have expired. To replace them, leave the swarm and join again.")
+
+func (r *Renewer) save(ctx context.Context, id keystore.Identity) error {
+	if err := r.Save(ctx, id); err != nil {
 		return err
 	}
 	r.Log.Info("certificate renewed", slog.String("node_id", r.Credentials.NodeID()), slog.String("role", r.Credentials.Role()))

@@ -29,7 +29,7 @@ const (
 // NewServer returns a gRPC server over mutual TLS behind a guard.
 func NewServer(guard *Guard) *grpc.Server {
 	return grpc.NewServer(append(guard.ServerOptions(),
-		grpc.Creds(newBounded(transport(guard.Credentials.ServerTLS()))),
+		grpc.Creds(guard.Conns.track(newBounded(transport(guard.Credentials.ServerTLS())))),
 		grpc.MaxRecvMsgSize(maxReceive),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeTimeout),

@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +17,9 @@ import (
 type Credentials struct {
 	// Network is where connections go; nil is TCP.
 	Network Network
+	// Unknown is called when a manager's certificate comes from no root that is trusted; it
+	// must not block. Nil does nothing.
+	Unknown func()
 
 	current atomic.Pointer[Material]
 }
@@ -140,7 +144,11 @@ func (c *Credentials) ClientTLS(serverName string) *tls.Config {
 			if m == nil {
 				return model.Errorf(model.Unavailable, "this node has no root certificate")
 			}
-			return verifyServer(m.Root, state, serverName)
+			err := verifyServer(m.Root, state, serverName)
+			if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown && c.Unknown != nil {
+				c.Unknown()
+			}
+			return err
 		},
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/pki"
 )
 
 // Guard authorizes every call of a server and forwards to the leader what only it serves.
@@ -23,6 +24,13 @@ type Guard struct {
 	Credentials *Credentials
 	// Removed reports whether a node was removed from the swarm; its certificate is void.
 	Removed func(nodeID string) bool
+	// Role returns the role that the swarm gives a node, as the organizational unit of
+	// certificates, and "" for a node that this manager does not know. A manager's
+	// certificate that is older than the node's demotion counts as a worker's. Nil believes
+	// certificates.
+	Role func(nodeID string) string
+	// Conns remembers who is connected; it may be nil.
+	Conns *Conns
 	// Leading reports whether this manager leads.
 	Leading func() bool
 	// Leader connects to the leader, or fails with model.ErrNoLeader. The connection is nil
@@ -50,7 +58,7 @@ func methods() map[string]method {
 		"docker.swarmkit.v1.Control", "docker.swarmkit.v1.Logs",
 		"docker.swarmkit.v1.CA", "docker.swarmkit.v1.NodeCA", "docker.swarmkit.v1.Dispatcher",
 		"docker.swarmkit.v1.ResourceAllocator", "docker.swarmkit.v1.LogBroker",
-		"docker.swarmkit.v1.RaftMembership", "skep.v1.Insight", "skep.v1.Networks", "skep.v1.Secrets",
+		"docker.swarmkit.v1.RaftMembership", "skep.v1.Insight", "skep.v1.Networks", "skep.v1.Tokens", "skep.v1.Enrollment", "skep.v1.Secrets",
 	}
 	out := make(map[string]method)
 	protoregistry.GlobalFiles.RangeFiles(func(f protoreflect.FileDescriptor) bool {
@@ -70,6 +78,14 @@ func methods() map[string]method {
 		return true
 	})
 	return out
+}
+
+// now returns who a certificate makes somebody by now.
+func (g *Guard) now(id Identity) Identity {
+	if g.Role != nil && id.Is(pki.ManagerRole) && g.Role(id.NodeID) == pki.WorkerRole {
+		id.OUs = []string{pki.WorkerRole}
+	}
+	return id
 }
 
 func denied(format string, args ...any) error {
@@ -93,7 +109,7 @@ func (g *Guard) authorize(ctx context.Context, m method, known bool) (Identity, 
 		return direct, nil
 	}
 	if forwarded {
-		if !authorizeForwarder(direct, clusterID) {
+		if !authorizeForwarder(g.now(direct), clusterID) {
 			return Identity{}, denied("unauthorized forwarder")
 		}
 		if g.Removed(direct.NodeID) {
@@ -101,6 +117,9 @@ func (g *Guard) authorize(ctx context.Context, m method, known bool) (Identity, 
 		}
 	} else {
 		caller = direct
+	}
+	if !m.leaderOnly || g.Leading() {
+		caller = g.now(caller) // else the leader, who knows best, decides
 	}
 	if m.rule.GetAnyone() {
 		// Whoever has a certificate is still known by it, unless it is void.

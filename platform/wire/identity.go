@@ -86,15 +86,21 @@ func CallerNode(ctx context.Context) (nodeID, addr string, err error) {
 
 // peerIdentity reads the direct peer of a connection.
 func peerIdentity(ctx context.Context) Identity {
-	id := Identity{Skep: saysSkep(ctx)}
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return id
+		return Identity{Skep: saysSkep(ctx)}
 	}
+	id := certified(p.AuthInfo)
+	id.Skep = saysSkep(ctx)
 	if p.Addr != nil {
 		id.Addr = p.Addr.String()
 	}
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	return id
+}
+
+// certified reads the certificate that the peer of a connection showed.
+func certified(auth credentials.AuthInfo) (id Identity) {
+	info, ok := auth.(credentials.TLSInfo)
 	if !ok || len(info.State.VerifiedChains) == 0 {
 		return id
 	}

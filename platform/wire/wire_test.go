@@ -37,6 +37,8 @@ type rig struct {
 	seen     Identity
 	leads    bool // whether the leader does
 	follower *Credentials
+	// conns are the connections to both managers.
+	conns Conns
 }
 
 const (
@@ -98,7 +100,7 @@ func issue(t *testing.T, root *pki.Root, id, cluster, role string) *Material {
 func (r *rig) serve(addr string, creds *Credentials, leading func() bool) (stop func()) {
 	r.Helper()
 	guard := &Guard{
-		Credentials: creds, Leading: leading, Removed: func(id string) bool { return r.removed[id] },
+		Credentials: creds, Leading: leading, Conns: &r.conns, Removed: func(id string) bool { return r.removed[id] },
 		Leader: func(context.Context) (grpc.ClientConnInterface, error) {
 			conn, err := Dial(creds, leaderAddr, pki.ManagerRole)
 			if err == nil {
@@ -144,6 +146,8 @@ func register(s *grpc.Server, r *rig) {
 	skepv1.RegisterInsightServer(s, skepv1.UnimplementedInsightServer{})
 	skepv1.RegisterSecretsServer(s, skepv1.UnimplementedSecretsServer{})
 	skepv1.RegisterNetworksServer(s, skepv1.UnimplementedNetworksServer{})
+	skepv1.RegisterTokensServer(s, skepv1.UnimplementedTokensServer{})
+	skepv1.RegisterEnrollmentServer(s, skepv1.UnimplementedEnrollmentServer{})
 }
 
 type noting struct {
@@ -221,6 +225,7 @@ func TestEveryMethodByRole(t *testing.T) {
 	anyone := []string{
 		"/docker.swarmkit.v1.CA/GetRootCACertificate",
 		"/docker.swarmkit.v1.NodeCA/IssueNodeCertificate", "/docker.swarmkit.v1.NodeCA/NodeCertificateStatus",
+		"/skep.v1.Enrollment/Return",
 	}
 	workers := []string{
 		"/docker.swarmkit.v1.Dispatcher/", "/docker.swarmkit.v1.ResourceAllocator/", "/docker.swarmkit.v1.LogBroker/",
