@@ -65,6 +65,7 @@ race: build ## unit tests under the race detector (needs cgo)
 e2e: build ## end-to-end tests: real daemons, containers, namespaces and docker client (root)
 	@command -v docker >/dev/null || ./tools/docker-engine.sh $(BIN)/docker-engine
 	@./tools/deps.sh qemu-system-x86_64:qemu-system-x86 || echo "no QEMU: what needs another kernel is skipped"
+	@./tools/deps.sh cfssl:golang-cfssl nsenter:util-linux # which TestExternalCA needs
 	PATH="$$PATH:$(CURDIR)/$(BIN)/docker-engine/usr/bin" $(GO) test -count=1 -timeout 50m -v -run '$(RUN)' -skip '^TestInterop' ./e2e
 
 .PHONY: interop

@@ -1,13 +1,19 @@
 package e2e
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
+	"math/big"
+	"net"
+	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -194,4 +200,169 @@ func (s *swarm) wantRotated(t *testing.T, m string) {
 		}
 		return ""
 	})
+}
+
+// signer is a real cfssl server in the network of a node, with mutual TLS.
+type signer struct {
+	t    *testing.T
+	pid  int // of a process in the network
+	args []string
+	cmd  *exec.Cmd
+	url  string
+}
+
+// newSigner prepares a server that signs with a root and lets those in who have a
+// certificate from one of the trusted roots.
+func (s *swarm) newSigner(t *testing.T, node string, ca aRoot, trusted string) *signer {
+	t.Helper()
+	n := s.node(t, node)
+	dir := t.TempDir()
+	key, err := pki.NewKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyPEM, err := pki.EncodeKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.ParseIP(n.Addr)},
+	}, ca.root.Certs[0], key.Public(), ca.root.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const config = `{"signing": {
+  "default": {"usages": ["signing", "key encipherment", "server auth", "client auth"], "expiry": "720h"},
+  "profiles": {"CA": {"usages": ["cert sign", "crl sign"], "expiry": "87600h", "ca_constraint": {"is_ca": true}, "allowed_extensions": ["2.5.29.19"]}}}}`
+	for name, data := range map[string][]byte{
+		"config.json": []byte(config), "server.key": keyPEM, "trusted.pem": []byte(trusted),
+		"server.pem": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g := &signer{t: t, pid: n.PID, url: "https://" + n.Addr + ":8888/api/v1/cfssl/sign"}
+	g.args = []string{
+		"cfssl", "serve", "-address", n.Addr, "-port", "8888", "-config", filepath.Join(dir, "config.json"), "-ca", ca.cert, "-ca-key", ca.key,
+		"-tls-cert", filepath.Join(dir, "server.pem"), "-tls-key", filepath.Join(dir, "server.key"), "-mutual-tls-ca", filepath.Join(dir, "trusted.pem"),
+	}
+	t.Cleanup(g.stop)
+	return g
+}
+
+func (g *signer) start() {
+	g.t.Helper()
+	g.cmd = exec.Command("nsenter", append([]string{"--net=/proc/" + fmt.Sprint(g.pid) + "/ns/net"}, g.args...)...)
+	var out bytes.Buffer
+	g.cmd.Stdout, g.cmd.Stderr = &out, &out
+	if err := g.cmd.Start(); err != nil {
+		g.t.Fatal(err)
+	}
+	u, err := url.Parse(g.url)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	eventually(g.t, 20*time.Second, "cfssl listens", func() string {
+		host, port, _ := strings.Cut(u.Host, ":")
+		return text(exec.Command("nsenter", "--net=/proc/"+fmt.Sprint(g.pid)+"/ns/net", "bash", "-c", "</dev/tcp/"+host+"/"+port).Run())
+	})
+}
+
+func (g *signer) stop() {
+	if g.cmd == nil {
+		return
+	}
+	_ = g.cmd.Process.Kill()
+	_ = g.cmd.Wait()
+	g.cmd = nil
+}
+
+// TestExternalCA hands a swarm's root to a real cfssl server and takes it back.
+func TestExternalCA(t *testing.T) {
+	s := newSwarm(t, 1, 2)
+	if _, err := exec.LookPath("cfssl"); err != nil {
+		t.Fatal("install Debian's golang-cfssl: tools/deps.sh cfssl:golang-cfssl")
+	}
+	const m = "m1"
+	ca := s.newRoot(t)
+	signer := s.newSigner(t, m, ca, s.docker(t, m, "swarm", "ca")+"\n"+string(ca.root.CertPEM))
+	external := "protocol=cfssl,url=" + signer.url + ",cacert=" + ca.cert
+	rotate := []string{"swarm", "ca", "--rotate", "--ca-cert", ca.cert, "--external-ca", external, "--quiet"}
+	s.wantRefused(t, m, "no external CA can be reached", rotate...)
+	s.wantRefused(t, m, "must begin with https://", "swarm", "update", "--external-ca", "protocol=cfssl,url=http://10.0.0.1/")
+	signer.start()
+	s.docker(t, m, rotate...)
+	for _, node := range []string{m, "w1", "w2"} {
+		leaf := s.certificate(t, node)
+		if err := leaf.CheckSignatureFrom(ca.root.Certs[0]); err != nil || time.Until(leaf.NotAfter) > 721*time.Hour {
+			t.Errorf("the certificate of %s ends %v: %v", node, leaf.NotAfter, err)
+		}
+	}
+	// Without the server nobody gets a certificate, and all others go on.
+	signer.stop()
+	s.docker(t, m, "node", "promote", "w1")
+	eventually(t, 20*time.Second, "skep status or the log says why w1 is no manager", func() string {
+		data, err := os.ReadFile(filepath.Join(s.node(t, m).Dir, "daemon.log"))
+		if err != nil || !strings.Contains(string(data), "certificates not signed, trying again") {
+			return fmt.Sprint("the log does not: ", err)
+		}
+		return ""
+	})
+	signer.start()
+	s.wantManagers(t, 2, []string{m, "w1"})
+	// Back to a root of the swarm's own, which the server signs for the time of the change.
+	s.docker(t, m, "swarm", "ca", "--rotate", "--quiet")
+	signer.stop()
+	s.docker(t, m, "node", "demote", "w1")
+	s.wantWorker(t, "w1")
+}
+
+// TestLimitedTokens admits nodes by tokens that end by themselves, with the plain docker
+// client, and lets nobody in after that.
+func TestLimitedTokens(t *testing.T) {
+	s := newSwarm(t, 1, 2)
+	const m = "m1"
+	addr := s.node(t, m).Addr + ":2377"
+	skep := func(args ...string) string {
+		return run(t, skepBinary(t), append([]string{"-H", "unix://" + s.node(t, m).Socket}, args...)...)
+	}
+	create := func(args ...string) (token, id string) {
+		var made struct {
+			Token string `json:"token"`
+			Info  struct {
+				ID string `json:"id"`
+			} `json:"info"`
+		}
+		if err := json.Unmarshal([]byte(skep(append([]string{"--json", "token", "create"}, args...)...)), &made); err != nil {
+			t.Fatal(err)
+		}
+		return made.Token, made.Info.ID
+	}
+	for _, w := range []string{"w1", "w2"} {
+		s.docker(t, w, "swarm", "leave")
+	}
+	once, id := create("--role", "manager", "--ttl", "1h", "--uses", "1", "--label", "site=lab")
+	s.docker(t, "w1", "swarm", "join", "--token", once, addr)
+	s.wantManagers(t, 2, []string{m, "w1"})
+	s.wantRefused(t, "w2", "it has been used up", "swarm", "join", "--token", once, addr)
+	if out := skep("token", "ls"); !strings.Contains(out, id[:12]) || !strings.Contains(out, "1/1") || !strings.Contains(out, "site=lab") || strings.Contains(out, once) {
+		t.Errorf("token ls: %s", out)
+	}
+	brief, id := create("--ttl", "1s", "--uses", "0")
+	eventually(t, 20*time.Second, "the token expires", func() string {
+		if out := skep("token", "ls"); !strings.Contains(out, "void: it expired") {
+			return out
+		}
+		return ""
+	})
+	s.wantRefused(t, "w2", "it expired", "swarm", "join", "--token", brief, addr)
+	skep("token", "rm", id)
+	s.wantRefused(t, "w2", "A valid join token is necessary to join this cluster", "swarm", "join", "--token", brief, addr)
+	many, _ := create("--uses", "0")
+	s.docker(t, "w2", "swarm", "join", "--token", many, addr)
+	if state := s.docker(t, "w2", "info", "--format", "{{.Swarm.LocalNodeState}} {{.Swarm.ControlAvailable}}"); state != "active false" {
+		t.Errorf("w2 is %s", state)
+	}
 }

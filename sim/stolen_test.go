@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/pki"
-	"github.com/skep-dev/skep/platform/keystore"
 	"github.com/skep-dev/skep/platform/wire"
 )
 
@@ -29,29 +27,8 @@ type thief struct {
 	creds *wire.Credentials
 }
 
-// steal copies the identity on a machine's disk.
-func (m *machine) steal() *thief {
-	m.w.t.Helper()
-	keys, err := keystore.Open(filepath.Join(m.dir, "data", "swarm", "certificates"))
-	if err != nil {
-		m.w.t.Fatal(err)
-	}
-	id, err := keys.Load(nil)
-	if err != nil {
-		m.w.t.Fatal(err)
-	}
-	root, err := pki.ParseRoot(id.RootPEM, nil)
-	if err != nil {
-		m.w.t.Fatal(err)
-	}
-	material, err := wire.NewMaterial(root, id.ChainPEM, id.Key)
-	if err != nil {
-		m.w.t.Fatal(err)
-	}
-	t := &thief{w: m.w, creds: &wire.Credentials{Network: m.w.net.Host("10.0.9.9")}}
-	t.creds.Set(material)
-	return t
-}
+// robbed copies the machine's identity.
+func (m *machine) robbed() *thief { return &thief{w: m.w, creds: m.steal("10.0.9.9")} }
 
 // at calls a manager with the stolen identity.
 func (t *thief) at(m *machine, call func(context.Context, *grpc.ClientConn) error) codes.Code {
@@ -116,7 +93,7 @@ func TestStolenCredentials(t *testing.T) {
 	inWorld(t, 9, 5, func(w *world) {
 		w.found(3)
 		managers, demoted, worker := w.machines[:2], w.machines[2], w.machines[4]
-		fromManager, fromWorker := demoted.steal(), worker.steal()
+		fromManager, fromWorker := demoted.robbed(), worker.robbed()
 		for _, m := range managers {
 			if code := fromManager.at(m, listNodes); code != codes.OK {
 				t.Fatalf("the copy of a manager's certificate is worth nothing yet at %s: %v", m.name, code)
