@@ -38,7 +38,9 @@ type bench struct {
 	rounds int
 	// nodes are the numbers of simulated nodes, separated by commas.
 	nodes string
-	rows  []row
+	// rotating are those that the root is rotated with.
+	rotating string
+	rows     []row
 	// started counts engines; each has a directory of its own.
 	started int
 	// engines are measured alternately by start.
@@ -56,12 +58,13 @@ func main() {
 
 func run(ctx context.Context) error {
 	b := &bench{}
-	only := flag.String("only", "idle,start,leader,worker,scale,network,netchange,encryption", "comma-separated parts to run")
+	only := flag.String("only", "idle,start,leader,worker,scale,network,netchange,encryption,ca", "comma-separated parts to run")
 	flag.StringVar(&b.bin, "bin", "bin", "directory of the built binaries")
 	flag.IntVar(&b.pairs, "pairs", 5, "pairs of Skep and Docker Engine runs")
 	flag.IntVar(&b.rounds, "rounds", 20, "rounds of killing the leader; half as many for workers")
 	engines := flag.String("engines", "skep,docker", "what start measures")
 	flag.StringVar(&b.nodes, "nodes", "1000,5000", "numbers of simulated nodes that scale runs with")
+	flag.StringVar(&b.rotating, "rotating", "5,100,1000", "numbers of simulated nodes that ca rotates the root with")
 	manage := flag.String("scale-manager", "", "for scale itself: be the manager whose files lie in this directory")
 	out := flag.String("out", "bench/results", "directory for the results")
 	flag.Parse()
@@ -89,6 +92,7 @@ func run(ctx context.Context) error {
 		{"network", b.network},
 		{"netchange", b.netchange},
 		{"encryption", b.encryption},
+		{"ca", b.authority},
 	}
 	var failed []error
 	for _, p := range parts {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/control/ca"
 	"github.com/skep-dev/skep/control/dispatcher"
 	"github.com/skep-dev/skep/control/manager"
 	"github.com/skep-dev/skep/control/ops"
@@ -31,6 +32,7 @@ import (
 	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
 	"github.com/skep-dev/skep/e2e/testimage"
+	"github.com/skep-dev/skep/platform/cfssl"
 	"github.com/skep-dev/skep/platform/wire"
 )
 
@@ -115,6 +117,7 @@ func (m *scaleManager) run(ctx context.Context, group *errgroup.Group) {
 	dispatch := dispatcher.New(dispatcher.Config{
 		State: m.replica, Members: m.replica.Members, NodeID: m.swarm.ManagerID, Caller: wire.CallerNode, Log: log, Registerer: m.registry,
 	})
+	authority := ca.New(ca.Config{State: m.replica, External: &cfssl.Client{Credentials: m.creds}, Log: log})
 	leader := manager.New(manager.Config{
 		State: m.replica, Membership: m.replica, NodeID: m.swarm.ManagerID, Log: log, Registerer: m.registry,
 		Bootstrap: &manager.Bootstrap{
@@ -129,6 +132,7 @@ func (m *scaleManager) run(ctx context.Context, group *errgroup.Group) {
 	})
 	api.RegisterDispatcherServer(server, dispatch)
 	skepv1.RegisterNetworksServer(server, dispatch.Networks())
+	api.RegisterNodeCAServer(server, authority)
 	api.RegisterRaftServer(server, m.replica.RaftServer())
 	group.Go(func() error { return m.replica.Run(ctx) })
 	group.Go(func() error {
@@ -136,6 +140,7 @@ func (m *scaleManager) run(ctx context.Context, group *errgroup.Group) {
 			term, ctx := errgroup.WithContext(ctx)
 			term.Go(func() error { return leader.RunTerm(ctx) })
 			term.Go(func() error { return dispatch.Run(ctx) })
+			term.Go(func() error { return authority.Run(ctx) })
 			return term.Wait()
 		})
 	})
@@ -168,9 +173,15 @@ func (m *scaleManager) serve(ctx context.Context) error {
 			}
 			continue
 		}
-		s, err := m.load(ctx)
+		var s any
+		var err error
+		if in.Text() == "rotate" {
+			s, err = m.rotate(ctx)
+		} else {
+			s, err = m.load(ctx)
+		}
 		if err != nil {
-			return fmt.Errorf("load: %w", err)
+			return fmt.Errorf("%s: %w", in.Text(), err)
 		}
 		if err := out.Encode(s); err != nil {
 			return err
