@@ -100,14 +100,8 @@ func (r *Replica) receive(ctx context.Context, msg *raftpb.Message) error {
 	if ros.removed[msg.GetFrom()] {
 		return status.Error(codes.NotFound, ErrRemoved.Error())
 	}
-	if sender := ros.members[msg.GetFrom()]; sender != nil && r.cfg.Caller != nil {
-		caller, _, err := r.cfg.Caller(ctx)
-		if err != nil {
-			return err
-		}
-		if caller != sender.GetNodeId() {
-			return status.Errorf(codes.PermissionDenied, "Permission denied: node %s speaks for raft member %x of node %s", caller, msg.GetFrom(), sender.GetNodeId())
-		}
+	if err := r.checkSender(ctx, ros, msg.GetFrom()); err != nil {
+		return err
 	}
 	if msg.GetTo() != ros.self || msg.GetType() == raftpb.MsgProp {
 		return nil
@@ -123,6 +117,26 @@ func (r *Replica) receive(ctx context.Context, msg *raftpb.Message) error {
 	case <-r.stopped:
 		return status.Error(codes.Unavailable, errStopped.Error())
 	}
+}
+
+// checkSender refuses messages that come from another node than the member's: else a
+// certificate that was a manager's once could speak for those that still are.
+func (r *Replica) checkSender(ctx context.Context, ros *roster, from uint64) error {
+	caller, _, err := r.cfg.Caller(ctx)
+	if err != nil {
+		return err
+	}
+	sender := ros.members[from]
+	switch {
+	case sender != nil && sender.GetNodeId() != caller:
+		return status.Errorf(codes.PermissionDenied, "Permission denied: node %s speaks for raft member %x of node %s", caller, from, sender.GetNodeId())
+	case sender == nil:
+		// It may have joined a moment ago. A node that is known to be a worker has not.
+		if node := r.View().Node(caller); node != nil && node.GetRole() == api.NodeRole_WORKER {
+			return status.Errorf(codes.PermissionDenied, "Permission denied: node %s is not a manager", caller)
+		}
+	}
+	return nil
 }
 
 // reachable reports whether a candidate can be reached at its registered address: as

@@ -48,7 +48,10 @@ type Guard struct {
 type method struct {
 	rule       *skepv1.Access
 	leaderOnly bool
-	desc       protoreflect.MethodDescriptor
+	// raft is set for the messages of raft's members, who are told apart there: one that was
+	// taken out must hear of it, whatever its certificate says.
+	raft bool
+	desc protoreflect.MethodDescriptor
 }
 
 // methods reads the rules of all linked-in methods of our packages, by their full path.
@@ -60,6 +63,7 @@ func methods() map[string]method {
 		"docker.swarmkit.v1.ResourceAllocator", "docker.swarmkit.v1.LogBroker",
 		"docker.swarmkit.v1.RaftMembership", "skep.v1.Insight", "skep.v1.Networks", "skep.v1.Tokens", "skep.v1.Enrollment", "skep.v1.Secrets",
 	}
+	raftMethods := []protoreflect.FullName{"docker.swarmkit.v1.Raft.ProcessRaftMessage", "docker.swarmkit.v1.Raft.StreamRaftMessage"}
 	out := make(map[string]method)
 	protoregistry.GlobalFiles.RangeFiles(func(f protoreflect.FileDescriptor) bool {
 		if f.Package() != api.File_docker_swarmkit_v1_types_proto.Package() && f.Package() != skepv1.File_skep_v1_access_proto.Package() {
@@ -72,6 +76,7 @@ func methods() map[string]method {
 				rule, _ := proto.GetExtension(m.Options(), skepv1.E_Access).(*skepv1.Access)
 				out["/"+string(s.FullName())+"/"+string(m.Name())] = method{
 					rule: rule, leaderOnly: slices.Contains(leaderServices, s.FullName()), desc: m,
+					raft: slices.Contains(raftMethods, m.FullName()),
 				}
 			}
 		}
@@ -118,7 +123,7 @@ func (g *Guard) authorize(ctx context.Context, m method, known bool) (Identity, 
 	} else {
 		caller = direct
 	}
-	if !m.leaderOnly || g.Leading() {
+	if (!m.leaderOnly || g.Leading()) && !m.raft {
 		caller = g.now(caller) // else the leader, who knows best, decides
 	}
 	if m.rule.GetAnyone() {
