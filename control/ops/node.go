@@ -159,7 +159,7 @@ func (o *Ops) RemoveNode(ctx context.Context, req *api.RemoveNodeRequest) (*api.
 		if n == nil {
 			return notFound("node", req.GetNodeId())
 		}
-		if n.GetSpec().GetDesiredRole() == api.NodeRole_MANAGER || memberOf(n.GetId(), members) != nil {
+		if memberOf(n.GetId(), members) != nil {
 			return model.Errorf(model.Precondition, "node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal", n.GetId())
 		}
 		if !req.GetForce() && n.GetStatus().GetState() == api.NodeStatus_READY {

@@ -103,7 +103,7 @@ func TestNodeStatusComesFromRaft(t *testing.T) {
 func TestRemoveNode(t *testing.T) {
 	o, state := newOps(t, members{member(1, "m", true)}, aCluster(),
 		aNode("m", api.NodeRole_MANAGER, api.NodeStatus_READY), aNode("n1", api.NodeRole_WORKER, api.NodeStatus_READY),
-		aNode("d", api.NodeRole_WORKER, api.NodeStatus_DOWN), service("s", "web"),
+		aNode("d", api.NodeRole_WORKER, api.NodeStatus_DOWN), aNode("never", api.NodeRole_MANAGER, api.NodeStatus_UNKNOWN), service("s", "web"),
 		aTask("t1", "s", 1, api.TaskState_RUNNING, api.TaskState_RUNNING), aTask("t2", "s", 1, api.TaskState_SHUTDOWN, api.TaskState_FAILED))
 	remove := func(id string, force bool) error {
 		_, err := o.RemoveNode(t.Context(), &api.RemoveNodeRequest{NodeId: id, Force: force})
@@ -111,6 +111,8 @@ func TestRemoveNode(t *testing.T) {
 	}
 	wantStatus(t, remove("nope", true), codes.NotFound, "node nope not found")
 	wantStatus(t, remove("m", true), codes.FailedPrecondition, "node m is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal")
+	// One that was to be a manager and never joined raft could not be demoted either.
+	wantStatus(t, remove("never", false), codes.OK, "")
 	wantStatus(t, remove("n1", false), codes.FailedPrecondition, "node n1 is not down and can't be removed")
 	wantStatus(t, remove("d", false), codes.OK, "")
 	wantStatus(t, remove("n1", true), codes.OK, "")
