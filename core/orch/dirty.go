@@ -11,7 +11,12 @@ import (
 )
 
 // dirty reports whether a task differs from what the service now asks for.
-func (w *work) dirty(i *item) bool { return Dirty(w.service, i.Task, w.Nodes[i.GetNodeId()]) }
+func (w *work) dirty(i *item) bool {
+	if now := (comparison{w.service.GetSpec(), i.GetDesiredState()}); now != i.compared {
+		i.compared, i.differs = now, Dirty(w.service, i.Task, w.Nodes[i.GetNodeId()])
+	}
+	return i.differs
+}
 
 // Dirty reports whether a task of a service differs from what the service now asks for, so
 // that it has to be replaced. The node is the task's and may be nil.

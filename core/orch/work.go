@@ -18,6 +18,17 @@ type item struct {
 	old *api.Task // nil for a task that the plan creates
 	// gone is set when the plan deletes the record.
 	gone bool
+	// compared is what the task was last compared with, and differs the outcome: a decision
+	// asks for it several times.
+	compared comparison
+	differs  bool
+}
+
+// comparison is what the outcome of comparing a task with its service depends on and may
+// change in the course of a decision.
+type comparison struct {
+	spec    *api.ServiceSpec
+	desired api.TaskState
 }
 
 // live reports whether the task is meant to run, now or soon.
