@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -234,24 +235,32 @@ func TestEncryptedKeysRotate(t *testing.T) {
 	}
 	defer c.Close()
 	wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2") // with a session
-	stop, result := make(chan struct{}), make(chan error, 1)
-	count := 0
+	stop, result, more := make(chan struct{}), make(chan error, 1), make(chan struct{}, 1)
+	var count atomic.Int64
 	go func() {
 		for {
+			if name, _, err := whoOver(c); err != nil || name != "a2" {
+				result <- fmt.Errorf("datagram %d: %q, %w", count.Load(), name, err)
+				return
+			}
+			count.Add(1)
 			select {
 			case <-stop:
 				result <- nil
 				return
-			default:
+			case more <- struct{}{}:
+			default: // nobody waits
 			}
-			if name, _, err := whoOver(c); err != nil || name != "a2" {
-				result <- fmt.Errorf("datagram %d: %q, %w", count, name, err)
-				return
-			}
-			count++
 		}
 	}()
 	for generation := byte(2); generation < 12; generation++ {
+		for enough := count.Load() + 20; count.Load() < enough; {
+			select {
+			case <-more:
+			case err := <-result:
+				t.Fatal(err)
+			}
+		}
 		l.tellPeers(generation, sealed()...)
 		for _, n := range l.nodes {
 			have, err := n.crypts["sealed"].tunnel.Read()
@@ -269,7 +278,7 @@ func TestEncryptedKeysRotate(t *testing.T) {
 	if err := <-result; err != nil {
 		t.Error(err)
 	}
-	t.Logf("%d datagrams there and back under ten rotations", count)
+	t.Logf("%d datagrams there and back under ten rotations", count.Load())
 	l.wantClean()
 }
 
