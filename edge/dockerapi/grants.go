@@ -98,6 +98,9 @@ const adminRoutes = `
 	POST /nodes/{id}/update
 	DELETE /nodes/{id}
 	GET /skep/v1/audit
+	GET /skep/v1/tokens
+	POST /skep/v1/tokens
+	DELETE /skep/v1/tokens/{id}
 	POST /skep/v1/backup
 	POST /skep/v1/restore
 	POST /containers/create
