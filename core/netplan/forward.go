@@ -86,7 +86,7 @@ func (s *State) forward(network string, a netip.Addr) (Forward, bool) {
 	if _, here := m.locals[a]; here {
 		return Forward{}, false
 	}
-	if own := prefixAddr(s.node.GetIngressAddr()); n.GetIngress() && own == a {
+	if n.GetIngress() && prefixAddr(s.node.GetIngressAddr()) == a {
 		return Forward{}, false
 	}
 	var best *endpoint
@@ -98,7 +98,13 @@ func (s *State) forward(network string, a netip.Addr) (Forward, bool) {
 	if best == nil || best.GetNodeId() == s.node.GetId() || !best.at.IsValid() {
 		return Forward{}, false
 	}
-	vni := VNI(n, a)
+	vni := uint32(0)
+	for _, g := range s.segments[network] {
+		if g.Subnet.Contains(a) {
+			vni = g.VNI
+			break
+		}
+	}
 	return Forward{Network: network, VNI: vni, Addr: a, Addr6: best.v6, Node: best.at, NodeID: best.GetNodeId()}, vni != 0
 }
 

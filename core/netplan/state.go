@@ -27,6 +27,7 @@ type State struct {
 	node      *skepv1.LocalNode
 	version   uint64
 	networks  map[string]*skepv1.OverlayNetwork
+	segments  map[string][]Segment // of networks
 	services  map[string]*skepv1.BalancedService
 	endpoints map[Key]*endpoint
 	peers     map[string]map[string]*skepv1.NetworkPeer // by encrypted network and node
@@ -73,7 +74,7 @@ type Local struct {
 // NewState returns a State that knows nothing.
 func NewState() *State {
 	return &State{
-		node: &skepv1.LocalNode{}, networks: map[string]*skepv1.OverlayNetwork{}, services: map[string]*skepv1.BalancedService{},
+		node: &skepv1.LocalNode{}, networks: map[string]*skepv1.OverlayNetwork{}, segments: map[string][]Segment{}, services: map[string]*skepv1.BalancedService{},
 		endpoints: map[Key]*endpoint{}, peers: map[string]map[string]*skepv1.NetworkPeer{}, members: map[string]*members{}, byService: map[string]set[Key]{}, named: map[string]set[string]{},
 	}
 }
@@ -223,9 +224,10 @@ func (s *State) merge(u *skepv1.NetworkUpdate) {
 	}
 	for _, id := range u.GetRemovedNetworks() {
 		delete(s.networks, id)
+		delete(s.segments, id)
 	}
 	for _, n := range u.GetNetworks() {
-		s.networks[n.GetId()] = n
+		s.networks[n.GetId()], s.segments[n.GetId()] = n, Segments(n)
 	}
 	for _, v := range u.GetServices() {
 		s.dropService(v.GetId())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -18,18 +19,18 @@ import (
 )
 
 // dual is an endpoint with addresses of both families: 10.0.NET.HOST and fd00:NET::HOST.
-func dual(n *labNode, network, task, service string, net, host int) *skepv1.OverlayEndpoint {
-	e := endpointOf(n, network, task, service, fmt.Sprintf("10.0.%d.%d", net, host), true)
-	e.Addresses = append(e.Addresses, fmt.Sprintf("fd00:%d::%x/64", net, host))
+func dual(n *labNode, network, task, service string, segment, host int) *skepv1.OverlayEndpoint {
+	e := endpointOf(n, network, task, service, fmt.Sprintf("10.0.%d.%d", segment, host), true)
+	e.Addresses = append(e.Addresses, fmt.Sprintf("fd00:%d::%x/64", segment, host))
 	e.KeepsSource = true
 	return e
 }
 
-func (l *lab) attachDual(n *labNode, id, network string, net, host int) string {
+func (l *lab) attachDual(n *labNode, id, network string, segment, host int) string {
 	l.t.Helper()
 	s, err := n.Attach(l.t.Context(), runtime.SandboxRequest{ContainerID: id, Name: id, Mode: "bridge", Overlays: []runtime.OverlayRequest{{
-		NetworkID: network, Name: network, Address: netip.MustParsePrefix(fmt.Sprintf("10.0.%d.%d/24", net, host)),
-		Address6: netip.MustParsePrefix(fmt.Sprintf("fd00:%d::%x/64", net, host)),
+		NetworkID: network, Name: network, Address: netip.MustParsePrefix(fmt.Sprintf("10.0.%d.%d/24", segment, host)),
+		Address6: netip.MustParsePrefix(fmt.Sprintf("fd00:%d::%x/64", segment, host)),
 	}}})
 	if err != nil {
 		l.t.Fatal(err)
@@ -104,6 +105,25 @@ func TestIPv6(t *testing.T) {
 		wantBoth(t, outside, "udp6", at, "")
 		wantBoth(t, n.path, "tcp6", at, "")
 		wantBoth(t, n.path, "udp6", at, "")
+	}
+	// One port of a client through both nodes, each time to one task or to two.
+	for round := range 16 {
+		var open []net.Conn
+		for i := range l.nodes {
+			c, err := dialFrom(outside, "tcp6", 41000+round, fmt.Sprintf("[2001:db8::%d]:8080", i+1))
+			if err != nil {
+				t.Fatalf("round %d, entry node %d: %v", round, i+1, err)
+			}
+			defer c.Close()
+			open = append(open, c)
+		}
+		for range 3 {
+			for _, c := range open {
+				if _, seen, err := whoOver(c); err != nil || seen != "2001:db8::50" {
+					t.Fatalf("round %d: saw %q, %v", round, seen, err)
+				}
+			}
+		}
 	}
 	l.wantClean()
 }

@@ -67,7 +67,7 @@ type answering struct {
 // datagram's answer is given the address of the way out before it is marked, so that is
 // where the datagram goes as well.
 //
-// In IPv6 it is the same, but for datagrams. ENTRY is an IPv4 address there, too.
+// In IPv6 it is the same, but for datagrams: local has no rule. ENTRY is an IPv4 address there, too.
 func sourceRules(f nftables.TableFamily, s *answering) *ruleset {
 	t := &nftables.Table{Family: f, Name: sourceTable}
 	mask, net4 := maskOf(s.subnet), s.subnet.Masked().Addr().As4()
@@ -111,9 +111,13 @@ func sourceRules(f nftables.TableFamily, s *answering) *ruleset {
 			})},
 		}},
 	}}
+	// With a chain of its kind, if without rules, the kernel translates at all: it gives one
+	// of two equal answers another port.
+	nat := &ruleChain{Chain: baseChain(t, "local", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)}
 	if f == nftables.TableFamilyIPv4 {
-		rules.chains = append(rules.chains, &ruleChain{baseChain(t, "local", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest), []rule{local}})
+		nat.rules = append(nat.rules, local)
 	}
+	rules.chains = append(rules.chains, nat)
 	return rules
 }
 

@@ -188,10 +188,11 @@ func (b *balancer) update(ns netns.NsHandle, changes []netplan.Balance) error {
 			b.balances[v.VIP] = v
 		}
 	}
-	b.compile()
+	// The rules as a whole are put together when they are next compared.
 	if !fresh {
 		return nil
 	}
+	b.compile()
 	var errs []error
 	for _, w := range b.families() {
 		errs = append(errs, w.write(ns))
