@@ -61,6 +61,7 @@ func TestLock(t *testing.T) {
 	if second == "" {
 		return
 	}
+	t.Run("Shares", func(t *testing.T) { testShares(t, s, m[1], m[0]) })
 	t.Run("NewManagers", func(t *testing.T) { testLockedMembership(t, s, m, second) })
 	t.Run("Off", func(t *testing.T) {
 		s.docker(t, m[2], "swarm", "update", "--autolock=false")
@@ -156,6 +157,29 @@ func testRotateWhileDown(t *testing.T, s *swarm, m []string, first string) strin
 	s.wantState(t, n, "active")
 	s.wantManagers(t, 3, m)
 	return second
+}
+
+// testShares unlocks with two of three shares of the key.
+func testShares(t *testing.T, s *swarm, n, other string) {
+	skep := skepBinary(t)
+	shares := strings.Fields(run(t, skep, "-H", "unix://"+s.node(t, other).Socket, "lock", "share", "-n", "3", "-m", "2"))
+	if len(shares) != 3 {
+		t.Fatalf("shares %q", shares)
+	}
+	s.dev(t, "kill", n)
+	s.dev(t, "start", n)
+	s.wantState(t, n, "locked")
+	give := func(texts ...string) error {
+		_, err := try(t, 30*time.Second, "sh", "-c", "printf '"+strings.Join(texts, "\\n")+"\\n' | "+skep+" -H unix://"+s.node(t, n).Socket+" unlock --provider shares")
+		return err
+	}
+	if err := give(shares[1]); err == nil || !strings.Contains(err.Error(), "1 of the 2 shares") {
+		t.Errorf("unlocking with one share: %v", err)
+	}
+	if err := give(shares[2], shares[0]); err != nil {
+		t.Fatal(err)
+	}
+	s.wantState(t, n, "active")
 }
 
 // testLockedMembership demotes a manager, whose key file opens then, and promotes it, which
@@ -267,7 +291,7 @@ func (s *swarm) wantNothingReadable(t *testing.T, node string, words []string) {
 			if err != nil || !d.Type().IsRegular() {
 				return nil //nolint:nilerr // gone in the meantime
 			}
-			if strings.Contains(path, "/io.containerd.content.v1.content/") || strings.Contains(path, "/io.containerd.snapshotter.v1.") || strings.Contains(path, "meta.db") || strings.Contains(path, "containers.db") {
+			if strings.Contains(path, "/io.containerd.content.v1.content/") || strings.Contains(path, "/io.containerd.snapshotter.v1.") {
 				return nil // images
 			}
 			data, err := os.ReadFile(path)
@@ -298,6 +322,16 @@ func unlockKeyIn(out string) string {
 	return ""
 }
 
+// programOf writes a program that runs a command.
+func programOf(t *testing.T, dir, command string) string {
+	t.Helper()
+	path := filepath.Join(dir, "program")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+command+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // TestInitLocked begins a swarm that is locked from the start, and gives up one whose key
 // is lost.
 func TestInitLocked(t *testing.T) {
@@ -326,6 +360,29 @@ func TestInitLocked(t *testing.T) {
 	if out := d.docker(t, "node", "inspect", "self", "--format", "{{.Spec.Labels}} {{.ManagerStatus.Leader}}"); out != "map[canary-node:yes] true" {
 		t.Errorf("after unlocking the node is %s", out)
 	}
+	// A program that keeps the key unlocks the daemon by itself; one that fails is asked again.
+	d.stop(t, syscall.SIGTERM)
+	given := filepath.Join(d.dir, "given")
+	program := programOf(t, d.dir, `grep -q '"op":"unlock","cluster_id":".*","node_id":".*","kek_version":[0-9]' && cat `+given)
+	d.start(t, "--unlock-provider", "exec:"+program)
+	state("locked")
+	if err := os.WriteFile(given, []byte(key+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, "the provider unlocks", func() string {
+		if out := d.docker(t, "info", "--format", "{{.Swarm.LocalNodeState}} {{.Swarm.ControlAvailable}}"); out != "active true" {
+			return out
+		}
+		return ""
+	})
+	d.stop(t, syscall.SIGTERM)
+	d.start(t)
+	state("locked")
+	if out, err := try(t, 10*time.Second, skepBinary(t), "-H", "unix://"+d.socket(), "unlock", "--provider", "exec:/bin/false"); err == nil {
+		t.Errorf("unlocked by /bin/false: %s", out)
+	}
+	run(t, skepBinary(t), "-H", "unix://"+d.socket(), "unlock", "--provider", "exec:"+programOf(t, d.dir, "cat "+given))
+	state("active")
 	d.stop(t, syscall.SIGTERM)
 	d.start(t)
 	state("locked")

@@ -26,6 +26,7 @@ import (
 	"github.com/skep-dev/skep/platform/keystore"
 	"github.com/skep-dev/skep/platform/wire"
 	"github.com/skep-dev/skep/worker/agent"
+	"github.com/skep-dev/skep/worker/runtime"
 )
 
 // member is this node's part in one swarm, from joining or start to leaving or stop.
@@ -108,6 +109,11 @@ func newMember(cfg *Config, dir string, saved savedState, keys *keystore.Store, 
 
 // run takes part in the swarm until ctx ends; any other end is an error.
 func (m *member) run(ctx context.Context) error {
+	if engine, ok := m.cfg.Engine.(runtime.Sealer); ok {
+		if err := engine.Unseal(ctx, m.keys); err != nil {
+			return err
+		}
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.renewer.Run(ctx) })
 	group.Go(func() error { return m.agent.Run(ctx) })

@@ -22,6 +22,23 @@ import (
 	"github.com/moby/moby/api/types/volume"
 )
 
+// Keys are the node's own keys for what it keeps of the swarm's tasks.
+type Keys interface {
+	// TaskKeys returns the key to seal with and behind it others that records may be sealed
+	// with.
+	TaskKeys() ([][]byte, error)
+}
+
+// A Sealer keeps the records of the containers of tasks sealed on disk, because what they
+// are made of belongs to the swarm.
+type Sealer interface {
+	// Unseal gives the keys, which are asked again whenever a record is written. Until then
+	// containers of tasks run on, without names and labels, and cannot be started. When it
+	// returns without an error, all records that can be opened are sealed with the first
+	// key.
+	Unseal(ctx context.Context, keys Keys) error
+}
+
 // CreateOptions describes a container to create.
 type CreateOptions struct {
 	// Name without leading slash; empty lets the runtime choose one.

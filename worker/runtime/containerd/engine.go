@@ -86,9 +86,14 @@ type Engine struct {
 	execs      map[string]*execRecord
 	volumes    map[string]*volumeRecord
 	closed     bool
+	keys       runtime.Keys // nil before Unseal
+	lastKeys   [][]byte     // as keys told last
 }
 
-var _ runtime.Engine = (*Engine)(nil)
+var (
+	_ runtime.Engine = (*Engine)(nil)
+	_ runtime.Sealer = (*Engine)(nil)
+)
 
 // New opens an engine: it makes sure that containerd runs, chooses the OCI runtime and
 // loads the records. Containers are looked after once Run runs.

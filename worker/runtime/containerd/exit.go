@@ -380,6 +380,13 @@ func (e *Engine) adopt(ctx context.Context, c *record, s saved, pid int) {
 	c.Pid = pid
 	close(c.ready)
 	e.mu.Unlock()
+	if !s.locked {
+		e.rejoin(ctx, c, s)
+	}
+}
+
+// rejoin finds the network of a running container again and watches its health.
+func (e *Engine) rejoin(ctx context.Context, c *record, s saved) {
 	if s.HasNet && e.cfg.Network != nil {
 		if err := e.adoptNetwork(ctx, c, &s); err != nil {
 			e.log.LogAttrs(ctx, slog.LevelError, "network of running container was not found again", slog.String("container_id", c.id), slog.Any("error", err))

@@ -50,6 +50,10 @@ type saved struct {
 	BootID     string // of the machine when it was started
 	Sandbox    runtime.Sandbox
 	Health     *container.Health
+
+	// Sealed is the rest of the record of a task's container, on disk and while locked.
+	Sealed []byte `json:",omitempty"`
+	locked bool   // no key has opened Sealed yet
 }
 
 // record is one container. Engine.mu guards everything but id and turn.
@@ -178,6 +182,10 @@ func openDB(path string) (*bbolt.DB, error) {
 }
 
 func (e *Engine) save(s saved) error {
+	s, err := e.onDisk(s)
+	if err != nil {
+		return err
+	}
 	return e.put(containerBucket, s.ID, s)
 }
 
@@ -219,6 +227,9 @@ func (e *Engine) load() error {
 			var s saved
 			if err := json.Unmarshal(b, &s); err != nil {
 				return fmt.Errorf("container %s: %w", k, err)
+			}
+			if len(s.Sealed) > 0 {
+				s.lock()
 			}
 			c := newRecord(s)
 			if err := e.index.Add(s.ID, s.Name); err != nil {

@@ -120,6 +120,9 @@ func exitCodeOf(err error) int {
 // startTask does the work of a start and undoes it if it fails.
 func (e *Engine) startTask(ctx context.Context, c *record) (err error) {
 	s := e.view(c)
+	if s.locked {
+		return errLockedContainer(c.id)
+	}
 	rootfs, err := e.rootMounts(ctx, c)
 	if err != nil {
 		return err
@@ -315,7 +318,12 @@ func (e *Engine) newTask(ctx context.Context, c *record, rootfs []rootMount, s *
 }
 
 func (e *Engine) createTask(ctx context.Context, c *record, rootfs []rootMount, s *saved, spec *specs.Spec, group string, undo *undoList) (uint32, error) {
-	specAny, err := typeurl.MarshalAny(spec)
+	// containerd keeps specifications, so it gets one that only this start can read.
+	hiddenSpec, key, err := shim.SealSpec(spec)
+	if err != nil {
+		return 0, err
+	}
+	specAny, err := typeurl.MarshalAny(hiddenSpec)
 	if err != nil {
 		return 0, fmt.Errorf("encode container specification: %w", err)
 	}
@@ -335,6 +343,7 @@ func (e *Engine) createTask(ctx context.Context, c *record, rootfs []rootMount, 
 	if err != nil {
 		return 0, err
 	}
+	streams.Key = key
 	req := &tasks.CreateTaskRequest{
 		ContainerID: c.id, Terminal: s.Config.Tty, Stdout: streams.String(),
 		Rootfs: mount.ToProto(rootfs), Options: typeurl.MarshalProto(runcOptions),

@@ -1,6 +1,8 @@
 package shim
 
 import (
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"net/url"
 	"strconv"
@@ -23,6 +25,8 @@ type Spec struct {
 	Stdin bool
 	// StdinOnce closes it when the first such client ends.
 	StdinOnce bool
+	// Key opens the specification that containerd was given; empty when that is not sealed.
+	Key []byte
 	// LogAttrs is written beside every line of the log.
 	LogAttrs map[string]string
 }
@@ -39,6 +43,9 @@ func (s Spec) String() string {
 	}
 	if s.StdinOnce {
 		q.Set("once", "1")
+	}
+	if len(s.Key) > 0 {
+		q.Set("key", base64.RawURLEncoding.EncodeToString(s.Key))
 	}
 	attrs := url.Values{}
 	for key, value := range s.LogAttrs {
@@ -62,15 +69,20 @@ func ParseSpec(uri string) (Spec, bool, error) {
 		LogPath: u.Path, ExitPath: q.Get("exit"), Socket: q.Get("socket"),
 		Stdin: q.Get("stdin") == "1", StdinOnce: q.Get("once") == "1",
 	}
+	if key := q.Get("key"); key != "" {
+		if s.Key, err = base64.RawURLEncoding.DecodeString(key); err != nil {
+			return Spec{}, true, errors.New("read key of the specification: it is not base64")
+		}
+	}
 	if s.MaxSize, err = strconv.ParseInt(q.Get("size"), 10, 64); err != nil {
-		return Spec{}, true, fmt.Errorf("read log size of %q: %w", uri, err)
+		return Spec{}, true, fmt.Errorf("read log size: %w", err)
 	}
 	if s.MaxFiles, err = strconv.Atoi(q.Get("files")); err != nil {
-		return Spec{}, true, fmt.Errorf("read log files of %q: %w", uri, err)
+		return Spec{}, true, fmt.Errorf("read log files: %w", err)
 	}
 	attrs, err := url.ParseQuery(q.Get("attrs"))
 	if err != nil {
-		return Spec{}, true, fmt.Errorf("read log attributes of %q: %w", uri, err)
+		return Spec{}, true, fmt.Errorf("read log attributes: %w", err)
 	}
 	for key := range attrs {
 		if s.LogAttrs == nil {

@@ -63,6 +63,11 @@ func (t *Tasks) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*task
 	if !ours {
 		return t.TTRPCTaskService.Create(ctx, r)
 	}
+	if len(spec.Key) > 0 {
+		if err := openSpec(r.Bundle, spec.Key); err != nil {
+			return nil, err
+		}
+	}
 	t.listening.Do(func() { err = listen(spec.Socket, t.stream) })
 	if err != nil { // tasks work without; attach will say that it does not
 		log.G(ctx).WithError(err).Error("serve streams")
