@@ -58,7 +58,7 @@ func main() {
 
 func run(ctx context.Context) error {
 	b := &bench{}
-	only := flag.String("only", "idle,start,leader,worker,scale,network,netchange,encryption,ca", "comma-separated parts to run")
+	only := flag.String("only", "idle,unlock,seal,start,leader,worker,scale,network,netchange,encryption,ca", "comma-separated parts to run")
 	flag.StringVar(&b.bin, "bin", "bin", "directory of the built binaries")
 	flag.IntVar(&b.pairs, "pairs", 5, "pairs of Skep and Docker Engine runs")
 	flag.IntVar(&b.rounds, "rounds", 20, "rounds of killing the leader; half as many for workers")
@@ -85,6 +85,8 @@ func run(ctx context.Context) error {
 		run  func(context.Context) error
 	}{
 		{"idle", b.idle},
+		{"unlock", b.unlock},
+		{"seal", b.seal},
 		{"start", b.start},
 		{"leader", b.leader},
 		{"worker", b.worker},

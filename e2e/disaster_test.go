@@ -97,7 +97,14 @@ func testForceNewCluster(t *testing.T, s *swarm, m []string, w, key string) {
 	s.docker(t, n, "service", "update", "--detach", "--env-add", "AFTER=force", "web")
 	s.wantReady(t, n, w)
 	s.wantRunning(t, n, "web", 2, 40*time.Second)
-	// The lost ones come back as new nodes.
+	// The lost ones are removed, and come back as new nodes.
+	for _, lost := range m[:2] {
+		s.docker(t, n, "node", "demote", lost)
+		eventually(t, 20*time.Second, lost+" can be removed", func() string {
+			_, err := s.tryDocker(t, 10*time.Second, n, "node", "rm", "--force", lost)
+			return text(err)
+		})
+	}
 	for _, lost := range m[:2] {
 		s.dev(t, "start", lost)
 		s.wantState(t, lost, "locked")

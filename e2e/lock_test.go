@@ -21,8 +21,8 @@ const (
 // canaries are what a locked manager's disk must not show.
 func canaries() []string {
 	return []string{
-		"canary-secret", "canary-config", "canary-label", "canary-container-label", "canary-env", "canary-service",
-		"canary-argument", "BEGIN PRIVATE KEY", "BEGIN EC PRIVATE KEY", "SWMTKN-1-", "SWMKEY-1-",
+		"canary-secret", "canary-config", "canary-label", "canary-container-label", "canary-env", "canary-service", "canary-network",
+		"BEGIN PRIVATE KEY", "BEGIN EC PRIVATE KEY", "SWMTKN-1-", "SWMKEY-1-",
 	}
 }
 
@@ -215,7 +215,8 @@ func (s *swarm) makeCanaries(t *testing.T, m string) {
 		}
 		s.docker(t, m, kind, "create", "--label", "canary-label=yes", value+"-name", file)
 	}
-	s.docker(t, m, "service", "create", "--name", "canary-service", "--mode", "global", "--label", "canary-label=yes",
+	s.docker(t, m, "network", "create", "-d", "overlay", "canary-network")
+	s.docker(t, m, "service", "create", "--name", "canary-service", "--mode", "global", "--label", "canary-label=yes", "--network", "canary-network",
 		"--container-label", "canary-container-label=yes", "--env", "E=canary-env", "--secret", "canary-secret-name", "--config", "canary-config-name",
 		testimage.V1)
 	s.wantRunning(t, m, "canary-service", len(s.nodes), 30*time.Second)

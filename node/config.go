@@ -38,6 +38,9 @@ type Config struct {
 	Labels []string
 	// MetricsAddr serves /metrics in clear; empty serves none.
 	MetricsAddr string
+	// UnlockProvider is asked for the unlock key when this manager starts locked: a
+	// unlock.Provider's text; empty asks nobody.
+	UnlockProvider string
 	// StopTasks stops all containers when the daemon stops.
 	StopTasks bool
 	Debug     bool

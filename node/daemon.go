@@ -27,6 +27,7 @@ import (
 	"github.com/skep-dev/skep/edge/dockerapi"
 	"github.com/skep-dev/skep/edge/dockerapi/local"
 	"github.com/skep-dev/skep/platform/disk"
+	"github.com/skep-dev/skep/platform/unlock"
 	"github.com/skep-dev/skep/worker/runtime"
 )
 
@@ -93,6 +94,13 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 	}
 	group.Go(func() error { return reloads(ctx, &cfg, certs, endpoints) })
+	if cfg.UnlockProvider != "" {
+		provider, err := unlock.Parse(cfg.UnlockProvider)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return swarm.unlockByProvider(ctx, provider) })
+	}
 	group.Go(func() error {
 		<-ctx.Done()
 		swarm.stop()

@@ -85,6 +85,7 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 	go func() { checked <- network.Run(ctx) }()
 	err = node.Run(ctx, node.Config{
 		DataRoot: d.DataRoot, ExecRoot: d.ExecRoot, Hosts: d.Hosts,
+		UnlockProvider: d.UnlockProvider,
 		TLSCert: d.TLSCert, TLSKey: d.TLSKey, TLSCACert: d.TLSCACert,
 		AnyClient: !d.TLSVerify, Clear: !d.TLS, Roles: d.Roles,
 		AdvertiseAddr: d.AdvertiseAddr, ListenAddr: d.ListenAddr, Labels: append(network.Labels(), d.Labels...), MetricsAddr: d.MetricsAddr,

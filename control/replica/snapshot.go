@@ -113,6 +113,9 @@ func (m *member) afterSnapshot() error {
 		}
 		m.snap.rotating = false
 		keepOld = 0 // older ones are sealed with the old key
+		if err := m.log.DropBroken(); err != nil {
+			return err
+		}
 		m.r.cfg.Log.Info("raft log key rotated", slog.Uint64("index", m.snap.last))
 	}
 	return m.log.Purge(keepOld)

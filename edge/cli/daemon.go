@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/skep-dev/skep/platform/unlock"
 )
 
 // Where a daemon keeps things unless it is told otherwise.
@@ -54,6 +56,8 @@ type Daemon struct {
 	LogLevel, LogFormat string
 	// StopTasks stops the tasks when the daemon stops.
 	StopTasks bool
+	// UnlockProvider is asked for the unlock key when a manager starts locked; empty asks nobody.
+	UnlockProvider string
 	// BridgeIP is the address and prefix of the local bridge; empty chooses one.
 	BridgeIP string
 	// CgroupParent is the cgroup above those of the containers.
@@ -75,6 +79,7 @@ func (d *Daemon) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&d.LogLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&d.LogFormat, "log-format", "text", "text or json")
 	fs.BoolVar(&d.StopTasks, "stop-tasks", false, "stop the tasks when the daemon stops (default: they keep running)")
+	fs.StringVar(&d.UnlockProvider, "unlock-provider", "", "program exec:/PATH or socket unix:/PATH to ask for the unlock key when this manager starts locked (default: none)")
 	fs.StringVar(&d.BridgeIP, "bip", "", "address of the containers' local bridge, e.g. 172.30.0.1/16 (default: a free private one)")
 	fs.StringVar(&d.CgroupParent, "cgroup-parent", DefaultCgroupParent, "cgroup above those of the containers")
 	fs.StringArrayVar(&d.Insecure, "insecure-registry", nil, "registry HOST[:PORT] or network CIDR that may lack TLS or a valid certificate (repeatable; loopback always may)")
@@ -142,6 +147,11 @@ func (d *Daemon) check() error {
 	for _, l := range d.Labels {
 		if key, _, ok := strings.Cut(l, "="); !ok || key == "" {
 			return fmt.Errorf("label %q is not key=value", l)
+		}
+	}
+	if d.UnlockProvider != "" {
+		if _, err := unlock.Parse(d.UnlockProvider); err != nil {
+			return err
 		}
 	}
 	if d.CgroupParent == "" || d.CgroupParent == "/" {

@@ -85,6 +85,7 @@ func New(env Env) *cobra.Command {
 	}
 	group("node", a.upCommand(), a.downCommand(), a.daemonCommand(), a.loadCommand(), a.auditCommand(), a.recoverCommand(), a.devCommand())
 	group("swarm", a.statusCommand(), a.nodesCommand(), a.tokenCommand(), a.backupCommand(), a.netCommand())
+	group("swarm", a.lockCommand(), a.unlockCommand())
 	group("service", a.deployCommand(), a.lsCommand(), a.psCommand(), a.logsCommand(), a.scaleCommand(), a.secretCommand(), a.explainCommand(), a.rmCommand())
 	root.AddCommand(&cobra.Command{
 		Use: WireGuardCommand, Short: "Run the device of an encrypted network; the daemon starts it", Hidden: true, DisableFlagParsing: true,

@@ -62,6 +62,23 @@ func (l *Log) Purge(keepOld uint64) error {
 	return purgeWAL(filepath.Join(l.dir, walDir), index)
 }
 
+// DropBroken deletes the damaged files that were put aside: they are sealed with a key that
+// is no longer to be trusted.
+func (l *Log) DropBroken() error {
+	for _, dir := range []string{walDir, snapDir} {
+		files, err := filepath.Glob(filepath.Join(l.dir, dir, "*.broken"))
+		if err != nil {
+			return fmt.Errorf("delete damaged files: %w", err)
+		}
+		for _, path := range files {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("delete damaged files: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
 // purgeWAL deletes the files that come before the last one whose first index is not
 // after index.
 func purgeWAL(dir string, index uint64) error {

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"maps"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -147,7 +148,7 @@ func (s *Store) rekey(kek []byte, version uint64) error {
 			headers[wantedHeader] = "true"
 		}
 		if keys[taskHeader] != nil {
-			keys[oldTaskHeader], keys[taskHeader] = keys[taskHeader], newDEK()
+			keys[oldTaskHeader], keys[taskHeader] = append(bytes.Clone(keys[taskHeader]), keys[oldTaskHeader]...), newDEK()
 		}
 	}
 	oldKEK, oldVersion := s.kek, s.kekVersion
@@ -164,7 +165,7 @@ func sealedHeaders() []string {
 }
 
 // TaskKeys returns the keys of the node's task database: the one to seal with, made when
-// there is none, and behind it the one before, as long as records may be sealed with it.
+// there is none, and behind it those before, as long as records may be sealed with them.
 func (s *Store) TaskKeys() ([][]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -183,14 +184,11 @@ func (s *Store) TaskKeys() ([][]byte, error) {
 		current = newDEK()
 		err := s.sealKeys(maps.Clone(s.file.Headers), map[string][]byte{taskHeader: current})
 		return [][]byte{current}, err
-	case old == nil:
-		return [][]byte{current}, nil
-	default:
-		return [][]byte{current, old}, nil
 	}
+	return append([][]byte{current}, slices.Collect(slices.Chunk(old, disk.KeySize))...), nil
 }
 
-// ForgetOldTaskKey says that no record is sealed with the task key before the current one.
+// ForgetOldTaskKey says that no record is sealed with a task key before the current one.
 func (s *Store) ForgetOldTaskKey() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -419,6 +419,17 @@ func TestTaskKeys(t *testing.T) {
 	if bytes.Equal(both[0], open) || !bytes.Equal(both[1], open) {
 		t.Error("locking did not replace the task key")
 	}
+	// Locked again before anything was sealed anew: all keys are kept.
+	for version, kek := range [][]byte{nil, kekOf(3)} {
+		if _, err := s.Follow(kek, uint64(8+version)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := keys(3)
+	if !bytes.Equal(all[1], both[0]) || !bytes.Equal(all[2], both[1]) || bytes.Equal(all[0], all[1]) {
+		t.Error("locking twice lost a task key")
+	}
+	both = all
 	if err := s.ForgetOldTaskKey(); err != nil {
 		t.Fatal(err)
 	}
@@ -435,7 +446,7 @@ func TestTaskKeys(t *testing.T) {
 	if err := s.SaveWorker(identity(t, root)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Follow(kekOf(2), 9); err != nil {
+	if _, err := s.Follow(kekOf(2), 19); err != nil {
 		t.Fatal(err)
 	}
 	if sealed, _ := sealedFile(t, s); sealed {

@@ -138,7 +138,11 @@ func (e *Engine) unseal(ctx context.Context, c *record, keys [][]byte) error {
 		}
 		return nil
 	}
-	plain, err := disk.Open(s.Sealed, keys...)
+	plain, err := disk.Open(s.Sealed, keys[0])
+	fresh := err == nil
+	if !fresh {
+		plain, err = disk.Open(s.Sealed, keys[1:]...)
+	}
 	var h hidden
 	if err == nil {
 		err = json.Unmarshal(plain, &h)
@@ -149,17 +153,17 @@ func (e *Engine) unseal(ctx context.Context, c *record, keys [][]byte) error {
 		return nil
 	}
 	e.mu.Lock()
-	err = e.index.Add(c.id, h.Name)
-	if err == nil {
-		c.unlock(h)
+	if e.index.Add(c.id, h.Name) != nil { // somebody took the name meanwhile
+		h.Name = c.id
 	}
+	c.unlock(h)
 	s = c.saved
 	e.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if s.Status == container.StateRunning || s.Status == container.StatePaused {
+	if isRunning(s) {
 		e.rejoin(ctx, c, s)
+	}
+	if fresh {
+		return nil
 	}
 	return e.save(s)
 }

@@ -66,6 +66,9 @@ func (e *Engine) Start(ctx context.Context, ref string) (err error) {
 
 // start runs a container; the caller has its turn. When it fails, the container shows why.
 func (e *Engine) start(ctx context.Context, c *record) error {
+	if e.view(c).locked {
+		return errLockedContainer(c.id)
+	}
 	select {
 	case e.starts <- struct{}{}:
 	case <-ctx.Done():
@@ -120,9 +123,6 @@ func exitCodeOf(err error) int {
 // startTask does the work of a start and undoes it if it fails.
 func (e *Engine) startTask(ctx context.Context, c *record) (err error) {
 	s := e.view(c)
-	if s.locked {
-		return errLockedContainer(c.id)
-	}
 	rootfs, err := e.rootMounts(ctx, c)
 	if err != nil {
 		return err
