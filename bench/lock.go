@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -61,7 +60,7 @@ func (b *bench) unlock(ctx context.Context) error {
 			return err
 		}
 		begin := time.Now()
-		if _, err := last.client.SwarmUnlock(ctx, client.SwarmUnlockOptions{Key: key.Key}); err != nil {
+		if _, err := last.client.SwarmUnlock(ctx, client.SwarmUnlockOptions(key)); err != nil {
 			return err
 		}
 		err = poll(ctx, time.Minute, func() error {
@@ -108,7 +107,7 @@ func (b *bench) seal(context.Context) error {
 func sealedWrites(dir string) (float64, error) {
 	key := make([]byte, disk.KeySize)
 	rand.Read(key)
-	l, err := disk.Create(dir, []byte("bench"), key, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	l, err := disk.Create(dir, []byte("bench"), key, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return 0, err
 	}

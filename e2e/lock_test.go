@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,9 +19,13 @@ const (
 	wrongKey   = "SWMKEY-1-AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
 )
 
+// objectNames are names that the audit log holds, which is about them.
+func objectNames() []string { return []string{"canary-service", "canary-network", "canary-name"} }
+
 // canaries are what a locked manager's disk must not show.
 func canaries() []string {
 	return []string{
+		"canary-name",
 		"canary-secret", "canary-config", "canary-label", "canary-container-label", "canary-env", "canary-service", "canary-network",
 		"BEGIN PRIVATE KEY", "BEGIN EC PRIVATE KEY", "SWMTKN-1-", "SWMKEY-1-",
 	}
@@ -213,11 +218,11 @@ func (s *swarm) makeCanaries(t *testing.T, m string) {
 		if err := os.WriteFile(file, []byte(value), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		s.docker(t, m, kind, "create", "--label", "canary-label=yes", value+"-name", file)
+		s.docker(t, m, kind, "create", "--label", "canary-label=yes", "canary-name-"+kind, file)
 	}
 	s.docker(t, m, "network", "create", "-d", "overlay", "canary-network")
 	s.docker(t, m, "service", "create", "--name", "canary-service", "--mode", "global", "--label", "canary-label=yes", "--network", "canary-network",
-		"--container-label", "canary-container-label=yes", "--env", "E=canary-env", "--secret", "canary-secret-name", "--config", "canary-config-name",
+		"--container-label", "canary-container-label=yes", "--env", "E=canary-env", "--secret", "canary-name-secret", "--config", "canary-name-config",
 		testimage.V1)
 	s.wantRunning(t, m, "canary-service", len(s.nodes), 30*time.Second)
 }
@@ -299,7 +304,11 @@ func (s *swarm) wantNothingReadable(t *testing.T, node string, words []string) {
 			if err != nil {
 				return nil //nolint:nilerr // gone in the meantime
 			}
+			audit := strings.HasPrefix(path, filepath.Join(root, "audit"))
 			for _, w := range words {
+				if audit && slices.Contains(objectNames(), w) {
+					continue
+				}
 				if bytes.Contains(data, []byte(w)) {
 					found = append(found, path+": "+w)
 				}

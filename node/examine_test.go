@@ -22,7 +22,11 @@ import (
 // managers, locked if kek is not empty, and returns the node's id.
 func aDisk(t *testing.T, root string, kek []byte) string {
 	t.Helper()
-	id, boot, err := found(t.Context(), &api.ClusterSpec{}, nil)
+	ca, err := pki.NewRoot(rand.Reader, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, boot, err := found(t.Context(), &api.ClusterSpec{}, ca)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,8 +84,7 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 	checked := make(chan error, 1)
 	go func() { checked <- network.Run(ctx) }()
 	err = node.Run(ctx, node.Config{
-		DataRoot: d.DataRoot, ExecRoot: d.ExecRoot, Hosts: d.Hosts,
-		UnlockProvider: d.UnlockProvider,
+		DataRoot: d.DataRoot, ExecRoot: d.ExecRoot, UnlockProvider: d.UnlockProvider, Hosts: d.Hosts,
 		TLSCert: d.TLSCert, TLSKey: d.TLSKey, TLSCACert: d.TLSCACert,
 		AnyClient: !d.TLSVerify, Clear: !d.TLS, Roles: d.Roles,
 		AdvertiseAddr: d.AdvertiseAddr, ListenAddr: d.ListenAddr, Labels: append(network.Labels(), d.Labels...), MetricsAddr: d.MetricsAddr,

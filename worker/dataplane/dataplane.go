@@ -248,6 +248,10 @@ func (d *Dataplane) Close() error {
 
 func (d *Dataplane) path() string { return filepath.Join(d.cfg.Dir, "leases.json") }
 
+// attachmentsPath is the file with names of services and networks, which belong to the
+// swarm and so must not lie on the disk of a manager that may be locked.
+func (d *Dataplane) attachmentsPath() string { return filepath.Join(d.cfg.ExecDir, ".leases") }
+
 func (d *Dataplane) load() error {
 	d.state.Leases = map[string]lease{}
 	data, err := os.ReadFile(d.path())
@@ -263,14 +267,52 @@ func (d *Dataplane) load() error {
 	if d.state.Leases == nil {
 		d.state.Leases = map[string]lease{}
 	}
+	return d.loadAttachments()
+}
+
+// loadAttachments completes leases by what memory keeps of them.
+func (d *Dataplane) loadAttachments() error {
+	data, err := os.ReadFile(d.attachmentsPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read attachments: %w", err)
+	}
+	whole := map[string]lease{}
+	if err := json.Unmarshal(data, &whole); err != nil {
+		return fmt.Errorf("read attachments %s: %w", d.attachmentsPath(), err)
+	}
+	for id, l := range whole {
+		if _, ok := d.state.Leases[id]; ok {
+			d.state.Leases[id] = l
+		}
+	}
 	return nil
 }
 
-// save writes the leases. Callers hold mu.
+// save writes the leases: to disk what does not say what they are for, and all of them to
+// memory that a reboot clears with the namespaces. Callers hold mu.
 func (d *Dataplane) save() error {
-	data, err := json.Marshal(d.state)
+	whole, err := json.Marshal(d.state.Leases)
 	if err != nil {
 		return fmt.Errorf("write leases: %w", err)
+	}
+	lasting := state{Address: d.state.Address, Last: d.state.Last, Leases: make(map[string]lease, len(d.state.Leases))}
+	for id, l := range d.state.Leases {
+		lasting.Leases[id] = lease{Addr: l.Addr, Ports: l.Ports}
+	}
+	data, err := json.Marshal(lasting)
+	if err != nil {
+		return fmt.Errorf("write leases: %w", err)
+	}
+	if len(d.state.Leases) == 0 {
+		err = os.Remove(d.attachmentsPath())
+	} else {
+		err = disk.WriteFile(d.attachmentsPath(), whole, 0o600)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return disk.WriteFile(d.path(), data, 0o600)
 }
