@@ -61,7 +61,6 @@ func (w *work) trim(s *slot, limit int64) {
 	if newest == nil {
 		return
 	}
-	needed := w.needed(s, newest)
 	// A service's new restart policy is not that of the tasks it had, whose attempts count on.
 	if most := newest.GetSpec().GetRestart().GetMaxAttempts(); most > 0 {
 		limit = max(limit, keepFor(most))
@@ -72,6 +71,10 @@ func (w *work) trim(s *slot, limit int64) {
 			excess++
 		}
 	}
+	if excess <= 0 {
+		return
+	}
+	needed := w.needed(s, newest)
 	for _, i := range s.tasks {
 		if excess <= 0 {
 			return

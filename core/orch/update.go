@@ -49,10 +49,11 @@ func (w *work) begin(slots []*slot) []*slot {
 	var dirty []*slot
 	for _, s := range slots {
 		switch {
-		case w.slotDirty(s):
-			dirty = append(dirty, s)
-		case w.outdated(s):
+		case !w.outdated(s):
+		case w.exhausted(s):
 			w.note(w.ServiceID, "slot %d keeps its old task: the restart policy allows no further attempt at a new one", s.number)
+		default:
+			dirty = append(dirty, s)
 		}
 	}
 	if len(dirty) > 0 && w.service.GetUpdateStatus() == nil {
