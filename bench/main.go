@@ -58,7 +58,7 @@ func main() {
 
 func run(ctx context.Context) error {
 	b := &bench{}
-	only := flag.String("only", "idle,unlock,seal,start,leader,worker,scale,network,netchange,encryption,ca", "comma-separated parts to run")
+	only := flag.String("only", "idle,unlock,seal,start,leader,worker,scale,network,netchange,fanout,encryption,ca", "comma-separated parts to run")
 	flag.StringVar(&b.bin, "bin", "bin", "directory of the built binaries")
 	flag.IntVar(&b.pairs, "pairs", 5, "pairs of Skep and Docker Engine runs")
 	flag.IntVar(&b.rounds, "rounds", 20, "rounds of killing the leader; half as many for workers")
@@ -93,6 +93,7 @@ func run(ctx context.Context) error {
 		{"scale", b.scale},
 		{"network", b.network},
 		{"netchange", b.netchange},
+		{"fanout", b.fanOut},
 		{"encryption", b.encryption},
 		{"ca", b.authority},
 	}

@@ -4,34 +4,27 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
+	"github.com/vishvananda/netlink"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
-	"github.com/skep-dev/skep/worker/dataplane"
-	wruntime "github.com/skep-dev/skep/worker/runtime"
 )
 
 const (
 	// changeRounds are the changes whose cost is measured.
 	changeRounds = 100
-	// changeNodes program each change at once, growRounds times.
+	// changeNodes program each change at once, fanRounds times.
 	changeNodes = 50
-	growRounds  = 30
+	fanRounds   = 20
 	manyTasks   = 10000
 )
 
-// netchange measures what changes cost: on one node's kernel, and from a task that runs to
-// the last of many kernels that leads connections to it.
+// netchange measures what changes cost on one node.
 func (b *bench) netchange(ctx context.Context) error {
 	var costs []float64
 	for _, n := range []int{100, 5000} {
@@ -43,7 +36,7 @@ func (b *bench) netchange(ctx context.Context) error {
 		costs = append(costs, quantile(cost, 0.5))
 	}
 	b.add(row{"g. one change, 5000 to 100 endpoints", costs[1] / costs[0], "x", "medians", "flat"})
-	return errors.Join(b.tenThousand(ctx), b.fanOut(ctx))
+	return b.tenThousand(ctx)
 }
 
 // bigNode is a node of a network with many endpoints on another one, ten to a service.
@@ -168,180 +161,85 @@ func (b *bench) programAndCompare(ctx context.Context, services bool) (program f
 	return program, compare, nil
 }
 
-// watcher is a simulated node with a real data plane. Its tasks are sandboxes, in which
-// nothing runs.
-type watcher struct {
-	*dataplane.Dataplane
-
-	applied func(u *skepv1.NetworkUpdate)
-}
-
-// start connects a task to its networks.
-func (w *watcher) start(ctx context.Context, t *api.Task) error {
-	req := wruntime.SandboxRequest{ContainerID: t.GetId(), Name: t.GetId(), Mode: "bridge"}
-	for _, a := range t.GetNetworks() {
-		req.Overlays = append(req.Overlays, wruntime.OverlayRequest{
-			NetworkID: a.GetNetwork().GetId(), Name: a.GetNetwork().GetId(), Address: netip.MustParsePrefix(a.GetAddresses()[0]),
-		})
-	}
-	_, err := w.Attach(ctx, req)
-	return err
-}
-
-// watch programs what the manager says of networks.
-func (w *watcher) watch(ctx context.Context, conn grpc.ClientConnInterface, session string) error {
-	client := skepv1.NewNetworksClient(conn)
-	stream, err := client.Watch(ctx, &skepv1.WatchNetworksRequest{SessionId: session})
-	if err != nil {
-		return err
-	}
-	for {
-		u, err := stream.Recv()
-		if err != nil {
-			return err
-		}
-		if err := w.Apply(ctx, u); err != nil {
-			continue // a node's first updates come before its own address; the next one programs all
-		}
-		w.applied(u)
-		if _, err := client.Programmed(ctx, &skepv1.ProgrammedRequest{SessionId: session, Version: u.GetVersion()}); err != nil {
-			return err
-		}
-	}
-}
-
-// grown follows a task from the moment at which its node says that it runs, to the last node
-// that leads connections to it.
-type grown struct {
-	mu      sync.Mutex
-	ran     map[string]time.Time
-	took    map[string]map[string]float64 // seconds, by task and node
-	changed chan struct{}
-}
-
-func (g *grown) running(task string) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.ran[task] = time.Now()
-}
-
-func (g *grown) applied(node string, u *skepv1.NetworkUpdate) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, e := range u.GetEndpoints() {
-		task := e.GetKey().GetTaskId()
-		began, ran := g.ran[task]
-		if _, twice := g.took[task][node]; !ran || twice || !e.GetRoutable() {
-			continue
-		}
-		if g.took[task] == nil {
-			g.took[task] = map[string]float64{}
-		}
-		g.took[task][node] = time.Since(began).Seconds()
-	}
-	select {
-	case g.changed <- struct{}{}:
-	default:
-	}
-}
-
-// await returns when every node leads to as many tasks.
-func (g *grown) await(ctx context.Context, tasks, nodes int) error {
-	for {
-		g.mu.Lock()
-		done := 0
-		for _, list := range g.took {
-			if len(list) >= nodes {
-				done++
-			}
-		}
-		g.mu.Unlock()
-		if done >= tasks {
-			return nil
-		}
-		select {
-		case <-g.changed:
-		case <-time.After(time.Minute):
-			return fmt.Errorf("%d of %d tasks are known to all %d nodes after a minute", done, tasks, nodes)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// fanOut measures a real manager, in a process of its own, and 50 nodes with a session and
-// a kernel's network namespace each: from the report that a task runs, over the log and the
-// dispatcher, to the kernels that lead connections to it.
+// fanOut returns how long it takes until one change is in the kernels of many nodes that
+// are told of it at once: each a network namespace with a data plane and a sandbox, all in
+// this process. What the manager adds before is measured elsewhere.
 func (b *bench) fanOut(ctx context.Context) (err error) {
-	dir := filepath.Join(b.work, "fanout")
-	ids, err := writeScaleSwarm(dir, changeNodes)
-	if err != nil {
-		return err
-	}
-	l := &netLab{dir: filepath.Join(dir, "nodes")}
+	l := &netLab{dir: filepath.Join(b.work, "fanout")}
 	defer func() { err = errors.Join(err, l.close(context.WithoutCancel(ctx))) }()
-	g := &grown{ran: map[string]time.Time{}, took: map[string]map[string]float64{}, changed: make(chan struct{}, 1)}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	m, err := startScaleManager(ctx, dir)
-	if err != nil {
-		return err
+	u := &skepv1.NetworkUpdate{
+		Complete: true, Version: 1,
+		Networks: []*skepv1.OverlayNetwork{{Id: "wide", Name: "wide", Subnets: []*skepv1.OverlaySubnet{{Subnet: "10.16.0.0/16", Gateway: "10.16.0.1", Vni: 4100}}}},
+		Services: []*skepv1.BalancedService{{Id: "s", Name: "s", Virtual: true, Vips: []*skepv1.VirtualAddress{{NetworkId: "wide", Addr: "10.16.9.9/16"}}}},
 	}
-	defer m.stop()
-	var group sync.WaitGroup
-	defer group.Wait()
-	defer cancel()
-	joined := make(chan error, 2*changeNodes)
-	for _, creds := range ids {
+	task := func(i int) string { return fmt.Sprintf("10.16.1.%d/16", 1+i) }
+	for i := range changeNodes {
 		ns, err := l.namespace()
 		if err != nil {
 			return err
 		}
-		n, err := l.node(creds.NodeID(), ns, netip.MustParseAddr("127.0.0.1"))
+		addr := wireAddr(1 + i)
+		err = inNS(ns, func() error {
+			lo, err := netlink.LinkByName("lo")
+			if err != nil {
+				return err
+			}
+			return netlink.AddrAdd(lo, &netlink.Addr{IPNet: prefixNet(netip.PrefixFrom(addr.Addr(), 32))})
+		})
 		if err != nil {
 			return err
 		}
-		w := &watcher{Dataplane: n.Dataplane, applied: func(u *skepv1.NetworkUpdate) { g.applied(n.id, u) }}
-		group.Go(func() {
-			err := simulate(ctx, m.addr, creds, simulated{joined: func() { joined <- nil }, watch: w.watch, start: func(ctx context.Context, t *api.Task) error {
-				err := w.start(ctx, t)
-				g.running(t.GetId())
-				return err
-			}})
-			if err != nil && ctx.Err() == nil {
-				fmt.Fprintln(os.Stderr, "simulated node:", err)
-				joined <- err
-			}
-		})
+		n, err := l.node(fmt.Sprint("node", i), ns, addr.Addr())
+		if err != nil {
+			return err
+		}
+		u.Endpoints = append(u.Endpoints, n.endpoint("wide", fmt.Sprint("t", i), "s", task(i)))
 	}
-	for range ids {
-		if err := <-joined; err != nil {
+	for i, n := range l.nodes {
+		mine := proto.CloneOf(u)
+		mine.Node = &skepv1.LocalNode{Id: n.id, DataAddr: n.addr.String()}
+		if err := n.Apply(ctx, mine); err != nil {
 			return err
 		}
-	}
-	// One task on each node first, so that all have the network; then one more at a time.
-	var answer string
-	for i := range growRounds + 1 {
-		if err := m.ask(fmt.Sprint("grow ", changeNodes+i), &answer); err != nil {
+		ns, err := n.attach(ctx, fmt.Sprint("t", i), "wide", task(i))
+		if err != nil {
 			return err
 		}
-		if err := g.await(ctx, changeNodes+i, changeNodes); err != nil {
-			return err
-		}
-		if i == 0 {
-			g.mu.Lock()
-			clear(g.ran)
-			g.mu.Unlock()
-		}
+		l.open = append(l.open, ns)
 	}
 	var each, last []float64
-	for task := range g.ran {
-		list := slices.Collect(maps.Values(g.took[task]))
-		each = append(each, list...)
-		last = append(last, quantile(list, 1))
+	for i := range fanRounds {
+		e := proto.CloneOf(u.GetEndpoints()[i%changeNodes])
+		for _, e.Routable = range []bool{false, true} {
+			if err := sleep(ctx, 50*time.Millisecond); err != nil {
+				return err
+			}
+			change := &skepv1.NetworkUpdate{Version: uint64(2 + i), Endpoints: []*skepv1.OverlayEndpoint{proto.CloneOf(e)}}
+			took, err := l.applyAll(ctx, change)
+			if err != nil {
+				return err
+			}
+			each, last = append(each, took...), append(last, quantile(took, 1))
+		}
 	}
-	b.add(row{fmt.Sprintf("g. endpoint change at %d nodes, p50", changeNodes), 1e3 * quantile(each, 0.5), "ms", "from the report that a task runs to a kernel that leads to it", ""})
-	b.add(row{fmt.Sprintf("g. endpoint change at %d nodes, p99", changeNodes), 1e3 * quantile(each, 0.99), "ms", fmt.Sprintf("n=%d", len(each)), "< 1000"})
-	b.add(row{fmt.Sprintf("g. endpoint change at %d nodes, last node", changeNodes), 1e3 * quantile(last, 0.5), "ms", "s: " + spread(last), ""})
+	name := fmt.Sprintf("g. endpoint change at %d nodes at once: ", changeNodes)
+	b.add(row{name + "a node, p50", quantile(each, 0.5), "ms", "all in one process on this machine", ""})
+	b.add(row{name + "a node, p99", quantile(each, 0.99), "ms", fmt.Sprintf("n=%d", len(each)), "< 1000"})
+	b.add(row{name + "the last node", quantile(last, 0.5), "ms", spread(last), ""})
 	return nil
+}
+
+// applyAll gives all nodes an update and returns when each had programmed it, in ms.
+func (l *netLab) applyAll(ctx context.Context, u *skepv1.NetworkUpdate) ([]float64, error) {
+	took, errs := make([]float64, len(l.nodes)), make([]error, len(l.nodes))
+	var group sync.WaitGroup
+	begin := time.Now()
+	for i, n := range l.nodes {
+		group.Go(func() {
+			errs[i] = n.Apply(ctx, proto.CloneOf(u))
+			took[i] = 1e3 * time.Since(begin).Seconds()
+		})
+	}
+	group.Wait()
+	return took, errors.Join(errs...)
 }

@@ -114,7 +114,7 @@ func joinAll(ctx context.Context, group *sync.WaitGroup, addr string, ids []*wir
 		group.Go(func() {
 			once := sync.OnceFunc(func() { <-slots })
 			defer once()
-			err := simulate(ctx, addr, creds, simulated{joined: func() { joined <- nil; once() }})
+			err := simulate(ctx, addr, creds, func() { joined <- nil; once() })
 			if err != nil && ctx.Err() == nil {
 				complain.Do(func() { fmt.Fprintln(os.Stderr, "simulated node:", err) })
 				joined <- err

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"runtime/pprof"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -22,7 +21,6 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/skep-dev/skep/api"
-	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/control/ca"
 	"github.com/skep-dev/skep/control/dispatcher"
 	"github.com/skep-dev/skep/control/manager"
@@ -46,7 +44,6 @@ type scaleManager struct {
 	registry *prometheus.Registry
 	control  *ops.Ops
 	listen   net.Listener
-	network  string // that grow made
 }
 
 // runScaleManager is the process that scale starts: it answers commands from its standard
@@ -131,7 +128,6 @@ func (m *scaleManager) run(ctx context.Context, group *errgroup.Group) {
 		Leader:      func(context.Context) (grpc.ClientConnInterface, error) { return nil, model.ErrNoLeader },
 	})
 	api.RegisterDispatcherServer(server, dispatch)
-	skepv1.RegisterNetworksServer(server, dispatch.Networks())
 	api.RegisterNodeCAServer(server, authority)
 	api.RegisterRaftServer(server, m.replica.RaftServer())
 	group.Go(func() error { return m.replica.Run(ctx) })
@@ -164,15 +160,6 @@ func (m *scaleManager) serve(ctx context.Context) error {
 		return err
 	}
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-		if replicas, ok := strings.CutPrefix(in.Text(), "grow "); ok {
-			if err := m.grow(ctx, replicas); err != nil {
-				return fmt.Errorf("grow: %w", err)
-			}
-			if err := out.Encode("grown"); err != nil {
-				return err
-			}
-			continue
-		}
 		var s any
 		var err error
 		if in.Text() == "rotate" {
@@ -218,63 +205,6 @@ func (m *scaleManager) admit(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// grow gives a service on a network of its own as many replicas, one to a node first.
-func (m *scaleManager) grow(ctx context.Context, replicas string) error {
-	n, err := strconv.ParseUint(replicas, 10, 32)
-	if err != nil {
-		return err
-	}
-	spec := &api.ServiceSpec{
-		Annotations: &api.Annotations{Name: "grown"},
-		Task: &api.TaskSpec{
-			Runtime:  &api.TaskSpec_Container{Container: &api.ContainerSpec{Image: "simulated"}},
-			Networks: []*api.NetworkAttachmentConfig{{Target: m.network}},
-		},
-		Mode:     &api.ServiceSpec_Replicated{Replicated: &api.ReplicatedService{Replicas: n}},
-		Endpoint: &api.EndpointSpec{Mode: api.EndpointSpec_VIP},
-	}
-	if m.network != "" {
-		services, err := m.control.ListServices(ctx, new(api.ListServicesRequest))
-		if err != nil {
-			return err
-		}
-		s := services.GetServices()[0]
-		_, err = m.control.UpdateService(ctx, &api.UpdateServiceRequest{ServiceId: s.GetId(), ServiceVersion: s.GetMeta().GetVersion(), Spec: spec})
-		return err
-	}
-	if err := m.awaitReady(ctx); err != nil {
-		return err
-	}
-	made, err := m.control.CreateNetwork(ctx, &api.CreateNetworkRequest{Spec: &api.NetworkSpec{
-		Annotations: &api.Annotations{Name: "grown"}, DriverConfig: &api.Driver{Name: "overlay"},
-	}})
-	if err != nil {
-		return err
-	}
-	m.network = made.GetNetwork().GetId()
-	spec.Task.Networks[0].Target = m.network
-	_, err = m.control.CreateService(ctx, &api.CreateServiceRequest{Spec: spec})
-	return err
-}
-
-// awaitReady waits until tasks can go to every node.
-func (m *scaleManager) awaitReady(ctx context.Context) error {
-	for cursor := m.replica.Follow(); ; {
-		ready := 0
-		for n := range cursor.Snapshot().Nodes() {
-			if n.GetStatus().GetState() == api.NodeStatus_READY && n.GetDescription() != nil && n.GetStatus().GetAddr() != "" {
-				ready++
-			}
-		}
-		if ready >= len(m.swarm.NodeIDs) {
-			return nil
-		}
-		if _, _, err := cursor.Next(ctx); err != nil {
-			return err
-		}
-	}
 }
 
 // load creates the services and waits until all their tasks run.

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/skep-dev/skep/api"
@@ -14,19 +13,10 @@ import (
 	"github.com/skep-dev/skep/platform/wire"
 )
 
-// simulated is what one node does besides; joined is required.
-type simulated struct {
-	// joined is called once the node is registered and has its assignments.
-	joined func()
-	// start starts a new task, watch follows the swarm's networks; nil does nothing.
-	start func(ctx context.Context, t *api.Task) error
-	watch func(ctx context.Context, conn grpc.ClientConnInterface, session string) error
-}
-
 // simulate is one node: a connection, a session, heartbeats, an assignment stream, and for
-// each message with new tasks one call that says they run. It returns when ctx ends or the
-// session does.
-func simulate(ctx context.Context, addr string, creds *wire.Credentials, s simulated) error {
+// each message with new tasks one call that says they run. It calls joined once it is
+// registered and has its assignments, and returns when ctx ends or the session does.
+func simulate(ctx context.Context, addr string, creds *wire.Credentials, joined func()) error {
 	conn, err := wire.Dial(creds, addr, pki.ManagerRole)
 	if err != nil {
 		return err
@@ -38,9 +28,7 @@ func simulate(ctx context.Context, addr string, creds *wire.Credentials, s simul
 		Hostname:  "sim-" + creds.NodeID(),
 		Platform:  &api.Platform{Architecture: "x86_64", Os: "linux"},
 		Resources: &api.Resources{NanoCpus: 64e9, MemoryBytes: 256 << 30},
-		Engine: &api.EngineDescription{
-			EngineVersion: "simulated", Plugins: []*api.PluginDescription{{Type: "Network", Name: "overlay"}},
-		},
+		Engine:    &api.EngineDescription{EngineVersion: "simulated"},
 	}})
 	if err != nil {
 		return err
@@ -79,31 +67,23 @@ func simulate(ctx context.Context, addr string, creds *wire.Credentials, s simul
 				return err
 			}
 			if first {
-				s.joined()
+				joined()
 			}
-			if err := s.reportRunning(ctx, client, id, msg); err != nil {
+			if err := reportRunning(ctx, client, id, msg); err != nil {
 				return err
 			}
 		}
 	})
-	if s.watch != nil {
-		group.Go(func() error { return s.watch(ctx, conn, id) })
-	}
 	return group.Wait()
 }
 
-// reportRunning starts the new tasks of a message and says that they run.
-func (s simulated) reportRunning(ctx context.Context, client api.DispatcherClient, session string, msg *api.AssignmentsMessage) error {
+// reportRunning says of the new tasks of a message that they run.
+func reportRunning(ctx context.Context, client api.DispatcherClient, session string, msg *api.AssignmentsMessage) error {
 	req := &api.UpdateTaskStatusRequest{SessionId: session}
 	for _, c := range msg.GetChanges() {
 		task := c.GetAssignment().GetTask()
 		if task == nil || c.GetAction() != api.AssignmentChange_UPDATE || task.GetStatus().GetState() != api.TaskState_ASSIGNED {
 			continue
-		}
-		if s.start != nil {
-			if err := s.start(ctx, task); err != nil {
-				return err
-			}
 		}
 		req.Updates = append(req.Updates, &api.UpdateTaskStatusRequest_TaskStatusUpdate{
 			TaskId: task.GetId(),
