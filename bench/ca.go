@@ -21,6 +21,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
+	"github.com/skep-dev/skep/core/store"
 	"github.com/skep-dev/skep/platform/enroll"
 	"github.com/skep-dev/skep/platform/keystore"
 	"github.com/skep-dev/skep/platform/wire"
@@ -313,6 +314,10 @@ func beat(ctx context.Context, client api.DispatcherClient, session string) {
 
 // rotate replaces the root and returns after how many seconds that was over.
 func (m *scaleManager) rotate(ctx context.Context) (float64, error) {
+	// The manager itself has no agent here that could renew.
+	if _, err := m.replica.Update(ctx, func(tx *store.Tx) error { return tx.Remove(model.Nodes, m.swarm.ManagerID) }); err != nil {
+		return 0, err
+	}
 	begin := time.Now()
 	cluster := m.replica.View().Cluster()
 	spec := model.Clone(cluster.GetSpec())
