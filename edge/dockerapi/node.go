@@ -38,7 +38,7 @@ type Swarm interface {
 
 // Manager reaches the swarm's managers from this one. Without a running local manager
 // all methods return NotManager's error.
-type Manager interface {
+type Manager interface { //nolint:interfacebloat // a method for each service of the leader
 	// Control executes on the leader, wherever that is. Its methods' errors carry gRPC
 	// statuses. It returns an error of its own only when this node is no manager.
 	Control() (api.ControlClient, error)
