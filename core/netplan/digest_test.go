@@ -16,6 +16,10 @@ func TestDigestIsOfWhatIsKnown(t *testing.T) {
 			Endpoints: []*skepv1.OverlayEndpoint{{Key: &skepv1.EndpointKey{NetworkId: "n1", TaskId: "b"}}, {Key: &skepv1.EndpointKey{NetworkId: "n1", TaskId: "a"}}},
 			Services:  []*skepv1.BalancedService{{Id: "s1"}, {Id: "s1"}},
 			Withdrawn: []string{"x"},
+			Peers: []*skepv1.NetworkPeer{
+				{Key: &skepv1.PeerKey{NetworkId: "n2", NodeId: "w2"}, Addr: "192.0.2.2", PublicKey: []byte("2")},
+				{Key: &skepv1.PeerKey{NetworkId: "n2", NodeId: "w1"}, Addr: "192.0.2.1", PublicKey: []byte("1"), PresharedKey: []byte("k")},
+			},
 		}
 	}
 	s := NewState()
@@ -28,6 +32,7 @@ func TestDigestIsOfWhatIsKnown(t *testing.T) {
 		"an endpoint less": func(u *skepv1.NetworkUpdate) { u.Endpoints = u.Endpoints[:1] },
 		"a service less":   func(u *skepv1.NetworkUpdate) { u.Services = nil },
 		"another name":     func(u *skepv1.NetworkUpdate) { u.Networks[1].Name = "back" },
+		"another key":      func(u *skepv1.NetworkUpdate) { u.Peers[1].PresharedKey = []byte("l") },
 		"another node":     func(u *skepv1.NetworkUpdate) { u.Node.DataAddr = "192.0.2.1" },
 	} {
 		u := told()
