@@ -2,7 +2,9 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -147,6 +149,66 @@ func TestEncryptedAcrossNodes(t *testing.T) {
 	if _, kernel := l.nodes[0].crypts["sealed"].tunnel.(*wireguard.Kernel); kernel {
 		t.Log("by the kernel's WireGuard")
 	}
+}
+
+// TestEncryptedCarriesFullPackets: what fills packets to the last byte gets through, and
+// all of a large transfer.
+func TestEncryptedCarriesFullPackets(t *testing.T) {
+	l, in := sealedLab(t)
+	wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2")
+	const size = 4 << 20
+	for _, way := range [][3]string{{"a1", "a2", "10.0.8.3:83"}, {"a2", "a1", "10.0.8.2:83"}} {
+		var listen net.Listener
+		if err := withinPath(in[way[1]], func(netns.NsHandle) (err error) {
+			listen, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp4", way[2])
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		got := make(chan int64, 1)
+		go func() {
+			var n int64
+			if c, err := listen.Accept(); err == nil {
+				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+				n, _ = io.Copy(io.Discard, c)
+				_ = c.Close()
+			}
+			got <- n
+		}()
+		c, err := dialIn(in[way[0]], "tcp4", way[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.Write(make([]byte, size))
+		if err := errors.Join(err, c.Close()); err != nil {
+			t.Errorf("%s to %s: %v", way[0], way[1], err)
+		}
+		if n := <-got; n != size {
+			t.Errorf("%s to %s: %d of %d bytes arrived", way[0], way[1], n, size)
+		}
+		_ = listen.Close()
+	}
+	// The echo cuts what it gets, but answers.
+	c, err := dialIn(in["a1"], "udp4", "10.0.8.3:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, length := range []int{1397, 1411, 1412} { // with headers of 28 bytes, in an MTU of 1440
+		if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write(make([]byte, length)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 64)); err != nil {
+			t.Errorf("a datagram of %d bytes: %v", length, err)
+		}
+	}
+	l.wantClean()
 }
 
 // wantV6 sends a datagram by IPv6 and wants it to arrive.

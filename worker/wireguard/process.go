@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
@@ -136,7 +137,9 @@ func makeLink(s Serving) (link tun.Device, err error) {
 	if err := netns.Set(ns); err != nil {
 		return nil, fmt.Errorf("make link in %s: %w", s.Namespace, err)
 	}
-	link, err = tun.CreateTUN(Link, s.MTU)
+	if link, err = tun.CreateTUN(Link, s.MTU); err == nil {
+		link, err = stay(link)
+	}
 	if back := netns.Set(own); back != nil {
 		return nil, fmt.Errorf("leave %s: %w", s.Namespace, errors.Join(err, back))
 	}
@@ -145,6 +148,32 @@ func makeLink(s Serving) (link tun.Device, err error) {
 		return nil, fmt.Errorf("make link in %s: %w", s.Namespace, err)
 	}
 	return link, nil
+}
+
+// distant is a link in another namespace than its process's.
+type distant struct {
+	tun.Device
+
+	h *netlink.Handle
+}
+
+// stay makes a distant of a link of the thread's namespace.
+func stay(link tun.Device) (tun.Device, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, errors.Join(err, link.Close())
+	}
+	return &distant{link, h}, nil
+}
+
+// MTU looks where the link is. The device itself looks for it where the process is, finds
+// none, takes another for granted, and makes full packets too large.
+func (d *distant) MTU() (int, error) {
+	link, err := d.h.LinkByName(Link)
+	if err != nil {
+		return 0, fmt.Errorf("find link: %w", err)
+	}
+	return link.Attrs().MTU, nil
 }
 
 // Names of sockets may be longer than the kernel takes, so they are reached through their
