@@ -139,7 +139,7 @@ func (d *Dataplane) connect(containerID string, addr netip.Addr, name string) er
 	}
 	defer h.Close()
 	if _, err := h.LinkByName(name); err != nil {
-		if err := d.addVeth(path, addr, name); err != nil {
+		if err := d.addVeth(path, addr, name, len(d.state.Leases[containerID].Overlays) > 0); err != nil {
 			return err
 		}
 	}
@@ -161,8 +161,10 @@ func (d *Dataplane) connect(containerID string, addr netip.Addr, name string) er
 	return nil
 }
 
-// addVeth makes a pair of links: one end on the bridge, name in the namespace.
-func (d *Dataplane) addVeth(path string, addr netip.Addr, name string) error {
+// addVeth makes a pair of links: one end on the bridge, name in the namespace. The way out
+// of a container that has networks of its own is apart from the others': who shares no
+// network with it must not reach it on this one.
+func (d *Dataplane) addVeth(path string, addr netip.Addr, name string, apart bool) error {
 	bridge, err := d.host.LinkByName(d.bridge)
 	if err != nil {
 		return fmt.Errorf("find bridge %s: %w", d.bridge, err)
@@ -190,6 +192,11 @@ func (d *Dataplane) addVeth(path string, addr netip.Addr, name string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("make link to the bridge: %w", err)
+	}
+	if apart {
+		if err := d.host.LinkSetIsolated(veth, true); err != nil {
+			return fmt.Errorf("set %s apart from other links of the bridge: %w", attrs.Name, err)
+		}
 	}
 	return nil
 }

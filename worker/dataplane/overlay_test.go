@@ -174,6 +174,11 @@ func TestTwinNetworksDoNotMeet(t *testing.T) {
 	if _, _, err := whoIn(one, "tcp4", "10.0.1.3:80"); err == nil {
 		t.Error("a container reached another network")
 	}
+	// Nor over the local network, which is the way out of both.
+	echo(t, client, 80, "client")
+	if _, _, err := whoIn(one, "tcp4", a.state.Leases["client"].Addr.String()+":80"); err == nil {
+		t.Error("a container reached one that it shares no network with by its way out")
+	}
 	l.wantClean()
 }
 
