@@ -13,6 +13,8 @@ require (
 require (
 	filippo.io/age v1.3.2
 	github.com/miekg/dns v1.1.73
+	golang.zx2c4.com/wireguard v0.0.0-20260522210424-ecfc5a8d5446
+	golang.zx2c4.com/wireguard/wgctrl v0.0.0-20241231184526-a9ab2273dd10
 )
 
 require filippo.io/hpke v0.4.0 // indirect
@@ -20,8 +22,6 @@ require filippo.io/hpke v0.4.0 // indirect
 require (
 	github.com/mdlayher/genetlink v1.3.2 // indirect
 	golang.zx2c4.com/wintun v0.0.0-20230126152724-0fa3db229ce2 // indirect
-	golang.zx2c4.com/wireguard v0.0.0-20260522210424-ecfc5a8d5446 // indirect
-	golang.zx2c4.com/wireguard/wgctrl v0.0.0-20241231184526-a9ab2273dd10 // indirect
 )
 
 require (
