@@ -4,11 +4,14 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/registry"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -18,6 +21,8 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/worker/runtime"
 	"github.com/skep-dev/skep/worker/runtime/fake"
 )
 
@@ -33,6 +38,7 @@ type manager struct {
 	mu       sync.Mutex
 	sessions int
 	statuses map[string][]api.TaskState // reported in the session of now, in order
+	errs     map[string]string          // the newest text of each task
 	asked    []*api.AttachNetworkRequest
 	detached []string
 }
@@ -62,6 +68,7 @@ func (m *manager) UpdateTaskStatus(_ context.Context, req *api.UpdateTaskStatusR
 	defer m.mu.Unlock()
 	for _, u := range req.GetUpdates() {
 		m.statuses[u.GetTaskId()] = append(m.statuses[u.GetTaskId()], u.GetStatus().GetState())
+		m.errs[u.GetTaskId()] = u.GetStatus().GetErr()
 	}
 	return new(api.UpdateTaskStatusResponse), nil
 }
@@ -77,6 +84,13 @@ func (m *manager) Assignments(_ *api.AssignmentsRequest, stream api.Dispatcher_A
 			return nil
 		}
 	}
+}
+
+// err returns the newest error text that was heard of a task.
+func (m *manager) err(id string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.errs[id]
 }
 
 // last returns the newest state that the session of now heard of a task.
@@ -96,6 +110,7 @@ type rig struct {
 
 	m      *manager
 	engine *fake.Engine
+	runs   Engine // engine, or what stands before it
 	nets   Networks
 	dir    string
 	conn   *grpc.ClientConn
@@ -108,7 +123,10 @@ func inBubble(t *testing.T, test func(*rig)) {
 	t.Helper()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		r := &rig{T: t, dir: dir, engine: fake.New(fake.Config{}), m: &manager{assign: make(chan *api.AssignmentsMessage), end: make(chan struct{})}}
+		r := &rig{T: t, dir: dir, engine: fake.New(fake.Config{}), m: &manager{
+			assign: make(chan *api.AssignmentsMessage), end: make(chan struct{}), errs: map[string]string{},
+		}}
+		r.runs = r.engine
 		server, listen := grpc.NewServer(), bufconn.Listen(1<<16)
 		api.RegisterDispatcherServer(server, r.m)
 		api.RegisterResourceAllocatorServer(server, r.m)
@@ -130,7 +148,7 @@ func inBubble(t *testing.T, test func(*rig)) {
 // start runs a new agent on the node's database and containers.
 func (r *rig) start() {
 	a := New(Config{
-		NodeID: "n1", Hostname: "host", Dir: r.dir, Engine: r.engine, Attachments: r.attachments, Log: slog.New(slog.DiscardHandler),
+		NodeID: "n1", Hostname: "host", Dir: r.dir, Engine: r.runs, Attachments: r.attachments, Log: slog.New(slog.DiscardHandler),
 		Connect: func(context.Context) (grpc.ClientConnInterface, func(bool), error) {
 			return r.conn, func(bool) {}, nil
 		},
@@ -288,8 +306,40 @@ func TestSecretsArriveLate(t *testing.T) {
 		}
 		r.start()
 		r.want("t1", api.TaskState_PREPARING, 0, 0)
+		if err := r.m.err("t1"); !strings.Contains(err, "secret") {
+			t.Errorf("a task that waits for its secret says %q", err)
+		}
 		r.assign(needy, &api.Secret{Id: "secret", Spec: &api.SecretSpec{Data: []byte("x")}})
 		r.want("t1", api.TaskState_RUNNING, 1, 1)
+		if err := r.m.err("t1"); err != "" {
+			t.Errorf("a task that waited and runs says %q", err)
+		}
+	})
+}
+
+// offline is an engine that reaches no registry.
+type offline struct{ Engine }
+
+func (offline) InspectImage(context.Context, string) (*image.InspectResponse, error) {
+	return nil, model.Errorf(model.NotFound, "No such image")
+}
+
+func (offline) Pull(context.Context, string, string, *registry.AuthConfig, func(runtime.Progress)) error {
+	return model.Wrap(model.Unavailable, context.DeadlineExceeded, "reach registry")
+}
+
+// A task whose image cannot be had tried for ever, and updates to it neither failed nor
+// went on.
+func TestUnreachableRegistryFailsTheTask(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		r.halt()
+		r.runs = offline{r.engine}
+		r.start()
+		r.assign(task("t1", api.TaskState_RUNNING))
+		r.want("t1", api.TaskState_REJECTED, 0, 0)
+		if err := r.m.err("t1"); !strings.Contains(err, "reach registry") {
+			t.Errorf("the task says %q", err)
+		}
 	})
 }
 

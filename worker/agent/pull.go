@@ -41,7 +41,13 @@ func pull(ctx context.Context, engine Puller, spec *api.ContainerSpec, log *slog
 	}
 	auth := decodeAuth(spec.GetPullOptions().GetRegistryAuth())
 	if !local {
-		return engine.Pull(ctx, ref, "", auth, nil)
+		err := engine.Pull(ctx, ref, "", auth, nil)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		// Final, whatever it was: the next task of the slot tries again, as the restart policy
+		// says, and an update sees that this one failed.
+		return &model.Error{Kind: model.Internal, Text: "pull image " + ref + ": " + err.Error()}
 	}
 	ctx, cancel := context.WithTimeout(ctx, offlinePull)
 	defer cancel()

@@ -139,6 +139,11 @@ func (m *managed) apply(ctx context.Context, task *api.Task, status *api.TaskSta
 		return // what is wanted has changed: decide anew
 	case err != nil && temporary(err):
 		m.log.Warn("task action failed, trying again", slog.Any("error", err))
+		if now := task.GetStatus(); now.GetState() < api.TaskState_RUNNING && now.GetErr() != err.Error() {
+			status = newStatus(now, now.GetState(), time.Now())
+			status.Err = err.Error()
+			m.record(status)
+		}
 		select {
 		case <-ctx.Done():
 		case <-m.wake:
@@ -151,6 +156,11 @@ func (m *managed) apply(ctx context.Context, task *api.Task, status *api.TaskSta
 		status.Message, status.Err = lifecycle.Message(now.GetState()), err.Error()
 		m.log.Warn("task failed", slog.String("state", model.StateName(status.GetState())), slog.Any("error", err))
 	}
+	m.record(status)
+}
+
+// record makes status the task's and reports it.
+func (m *managed) record(status *api.TaskStatus) {
 	m.mu.Lock()
 	next := shallowTask(m.task)
 	next.Status = status
