@@ -7,11 +7,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync/atomic"
 
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 	"go.etcd.io/raft/v3/raftpb"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -138,18 +140,42 @@ func (l *Log) SetKey(key []byte) { l.key.Store(&key) }
 
 // Save appends entries and state and returns when they are durable, if they must be.
 func (l *Log) Save(state *raftpb.HardState, entries []*raftpb.Entry) error {
-	sealed := make([]*raftpb.Entry, len(entries))
-	for i, e := range entries {
-		data, err := Seal(*l.key.Load(), e.GetData())
-		if err != nil {
-			return err
-		}
-		sealed[i] = &raftpb.Entry{Type: e.Type, Term: e.Term, Index: e.Index, Data: data}
+	sealed, err := seal(*l.key.Load(), entries)
+	if err != nil {
+		return err
 	}
 	if err := l.wal.Save(state, sealed); err != nil {
 		return fmt.Errorf("write raft log: %w", err)
 	}
 	return nil
+}
+
+// sealShare is how many entries are worth a goroutine of their own.
+const sealShare = 4
+
+// seal returns the entries with their data sealed. Many are sealed by all processors: the
+// write to disk waits for it.
+func seal(key []byte, entries []*raftpb.Entry) ([]*raftpb.Entry, error) {
+	sealed := make([]*raftpb.Entry, len(entries))
+	some := func(from, to int) error {
+		for i, e := range entries[from:to] {
+			data, err := Seal(key, e.GetData())
+			if err != nil {
+				return err
+			}
+			sealed[from+i] = &raftpb.Entry{Type: e.Type, Term: e.Term, Index: e.Index, Data: data}
+		}
+		return nil
+	}
+	share := max(sealShare, (len(entries)+runtime.GOMAXPROCS(0)-1)/runtime.GOMAXPROCS(0))
+	if len(entries) <= share {
+		return sealed, some(0, len(entries))
+	}
+	var group errgroup.Group
+	for from := 0; from < len(entries); from += share {
+		group.Go(func() error { return some(from, min(from+share, len(entries))) })
+	}
+	return sealed, group.Wait()
 }
 
 // MarkSnapshot notes in the log that a snapshot with this metadata is about to be saved.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 
 	"golang.org/x/crypto/nacl/secretbox"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
@@ -33,15 +34,16 @@ func Seal(key, plain []byte) ([]byte, error) {
 	}
 	var nonce [nonceSize]byte
 	rand.Read(nonce[:])
-	record, err := proto.Marshal(&api.MaybeEncryptedRecord{
-		Algorithm: api.MaybeEncryptedRecord_SECRETBOX_SALSA20_POLY1305,
-		Data:      secretbox.Seal(nil, plain, &nonce, k),
-		Nonce:     nonce[:],
-	})
-	if err != nil {
-		return nil, fmt.Errorf("seal record: %w", err)
-	}
-	return record, nil
+	// The fields of the message in their order, so that the box is made in its place.
+	size := len(plain) + secretbox.Overhead
+	record := make([]byte, 0, 2+1+protowire.SizeBytes(size)+1+protowire.SizeBytes(nonceSize))
+	record = protowire.AppendTag(record, 1, protowire.VarintType)
+	record = protowire.AppendVarint(record, uint64(api.MaybeEncryptedRecord_SECRETBOX_SALSA20_POLY1305))
+	record = protowire.AppendTag(record, 2, protowire.BytesType)
+	record = protowire.AppendVarint(record, uint64(size))
+	record = secretbox.Seal(record, plain, &nonce, k)
+	record = protowire.AppendTag(record, 3, protowire.BytesType)
+	return protowire.AppendBytes(record, nonce[:]), nil
 }
 
 // Open returns the plain text of a marshalled MaybeEncryptedRecord, trying keys in
