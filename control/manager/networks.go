@@ -77,7 +77,8 @@ func (n *networking) settle(table model.Table, id string, err error) {
 	n.waiting[waiter{table, id}] = b.On
 }
 
-// wake marks those whose wait may be over.
+// wake marks those whose wait may be over. They go on waiting until they are settled, so
+// that what was said of them is not said again.
 func (c *services) wake() {
 	released := c.net.Released()
 	if len(released) == 0 {
@@ -87,7 +88,6 @@ func (c *services) wake() {
 		if !released[on] {
 			continue
 		}
-		delete(c.net.waiting, w)
 		switch w.table { //nolint:exhaustive // nothing else waits
 		case model.Services:
 			c.dirtyServices.push(w.id)
