@@ -199,9 +199,9 @@ func (d *Dataplane) planMesh() {
 	for _, a := range keepers {
 		d.mesh.keepers[a] = true
 	}
-	d.mesh.v4.rules = d.meshRules(nftables.TableFamilyIPv4, ports, keepers)
+	d.mesh.v4.want(d.meshRules(nftables.TableFamilyIPv4, ports, keepers))
 	if d.want.Node().GetIngressAddr6() != "" {
-		d.mesh.v6.rules = d.meshRules(nftables.TableFamilyIPv6, ports, keepers)
+		d.mesh.v6.want(d.meshRules(nftables.TableFamilyIPv6, ports, keepers))
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -350,6 +351,15 @@ func generation() (uint32, error) {
 type watched struct {
 	rules *ruleset
 	gen   uint32 // zero: not known
+}
+
+// want sets the ruleset. Other rules than before are compared with the kernel's although
+// nobody has touched those.
+func (w *watched) want(r *ruleset) {
+	if !reflect.DeepEqual(w.rules, r) {
+		w.gen = 0
+	}
+	w.rules = r
 }
 
 // ensure makes the kernel match the ruleset in ns unless it does; Callers name it in what.

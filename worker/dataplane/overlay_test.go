@@ -625,3 +625,18 @@ func TestDestroyLeavesNothing(t *testing.T) {
 		t.Errorf("tables %v are left, %v", tables, err)
 	}
 }
+
+// A complete update may change what rules lead where, though nobody has touched the rules.
+func TestCompleteUpdateIsProgrammed(t *testing.T) {
+	l, client, _, _ := front(t)
+	a := l.nodes[0]
+	l.wantClean() // the kernel is as planned and known to be
+	l.tell(&skepv1.NetworkUpdate{Complete: true, Networks: nets(), Services: []*skepv1.BalancedService{web()}, Endpoints: append(l.legs(),
+		endpointOf(a, "n1", "client", "", "10.0.1.2", true),
+		endpointOf(a, "n1", "web.1", "s1", "10.0.1.3", true),
+	)})
+	for range 20 {
+		wantWho(t, client, "tcp4", "10.0.1.100:80", "web.1", "10.0.1.2")
+	}
+	l.wantClean()
+}

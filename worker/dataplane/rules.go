@@ -73,7 +73,7 @@ func (d *Dataplane) localRules() *ruleset {
 
 // ensureTable makes the table with all published ports, or mends it. Callers hold mu.
 func (d *Dataplane) ensureTable(x *drift) error {
-	d.local.rules = d.localRules()
+	d.local.want(d.localRules())
 	return d.local.ensure(d.hostNS, x, "local network")
 }
 

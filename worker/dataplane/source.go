@@ -146,9 +146,10 @@ func maskOf(p netip.Prefix) []byte { return net.CIDRMask(p.Bits(), p.Addr().BitL
 // ensure makes or mends what a sandbox needs.
 func (s *answering) ensure(ns netns.NsHandle, h *netlink.Handle, x *drift, what string) error {
 	if s.rules.rules == nil {
-		s.rules.rules, s.egress.rules = sourceRules(nftables.TableFamilyIPv4, s), egressRules(s.eth)
+		s.rules.want(sourceRules(nftables.TableFamilyIPv4, s))
+		s.egress.want(egressRules(s.eth))
 		if s.subnet6.IsValid() {
-			s.rules6.rules = sourceRules(nftables.TableFamilyIPv6, s)
+			s.rules6.want(sourceRules(nftables.TableFamilyIPv6, s))
 		}
 	}
 	link, err := h.LinkByName(s.eth)

@@ -141,9 +141,9 @@ func (b *balancer) compile() {
 		six = six || v.VIP.Is6()
 	}
 	slices.SortFunc(list, func(x, y netplan.Balance) int { return x.VIP.Compare(y.VIP) })
-	b.v4.rules = vipRules(nftables.TableFamilyIPv4, list, b.dns)
+	b.v4.want(vipRules(nftables.TableFamilyIPv4, list, b.dns))
 	if six {
-		b.v6.rules = vipRules(nftables.TableFamilyIPv6, list, b.dns)
+		b.v6.want(vipRules(nftables.TableFamilyIPv6, list, b.dns))
 	}
 }
 
