@@ -36,6 +36,8 @@ type Config struct {
 	AdvertiseAddr, ListenAddr string
 	// Labels are engine labels, key=value.
 	Labels []string
+	// Abilities are engine labels that only the managers are told: what this node can do.
+	Abilities []string
 	// MetricsAddr serves /metrics in clear; empty serves none.
 	MetricsAddr string
 	// UnlockProvider is asked for the unlock key when this manager starts locked: a

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -406,7 +407,7 @@ func (m *member) describe(ctx context.Context) (*api.NodeDescription, error) {
 		return nil, err
 	}
 	labels := map[string]string{}
-	for _, l := range m.cfg.Labels {
+	for _, l := range slices.Concat(m.cfg.Abilities, m.cfg.Labels) {
 		k, v, _ := strings.Cut(l, "=")
 		labels[k] = v
 	}
