@@ -34,8 +34,9 @@ func TestCA(t *testing.T) {
 	before := s.wantRunning(t, m, "steady", 10, 60*time.Second)
 	oldTokens, oldRoot, oldIssuers := s.joinTokens(t, m), s.docker(t, m, "swarm", "ca"), s.issuers(t, m)
 
-	// The client waits for the end and shows the way there.
-	out := s.docker(t, m, "swarm", "ca", "--rotate")
+	// The client waits for the end and shows the way there; others work on meanwhile.
+	var out string
+	s.whileWriting(t, other, "steady", func() { out = s.docker(t, m, "swarm", "ca", "--rotate") })
 	newRoot := s.docker(t, m, "swarm", "ca")
 	if !strings.Contains(out, newRoot) || !strings.Contains(out, "desired root digest: sha256:") || newRoot == oldRoot {
 		t.Errorf("rotation says %q, the root is\n%s", out, newRoot)
@@ -92,6 +93,39 @@ func TestCA(t *testing.T) {
 		if one.Node != "w2" && !slices.ContainsFunc(up, func(u task) bool { return u.ID == one.ID }) {
 			t.Errorf("task %s on %s did not survive", one.Name, one.Node)
 		}
+	}
+}
+
+// whileWriting does something while a client changes a service without end. No change may
+// be refused or take long, and no node may be lost.
+func (s *swarm) whileWriting(t *testing.T, m, service string, do func()) {
+	t.Helper()
+	stop, done := make(chan struct{}), make(chan struct{})
+	turns := 0
+	var wrong []string
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			turns++
+			if _, err := s.tryDocker(t, 5*time.Second, m, "service", "update", "--detach", "--label-add", fmt.Sprint("turn=", turns), service); err != nil {
+				wrong = append(wrong, err.Error())
+			}
+			nodes, err := s.tryDocker(t, 5*time.Second, m, "node", "ls", "--format", "{{.Hostname}} {{.Status}} {{.ManagerStatus}}")
+			if err != nil || strings.Contains(nodes, "Down") || strings.Contains(nodes, "Unreachable") {
+				wrong = append(wrong, fmt.Sprint(nodes, err))
+			}
+		}
+	}()
+	do()
+	close(stop)
+	<-done
+	if turns < 3 || len(wrong) > 0 {
+		t.Errorf("of %d changes meanwhile these went wrong: %q", turns, wrong)
 	}
 }
 
