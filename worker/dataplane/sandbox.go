@@ -80,8 +80,8 @@ func (d *Dataplane) awaitNetworks(ctx context.Context, overlays []runtime.Overla
 // addOverlays connects a container to its networks. Callers hold mu and have saved the lease.
 func (d *Dataplane) addOverlays(id string, l lease) error {
 	x := &drift{repair: true}
-	d.setLocals(id, l, true)
-	var plain, encrypted []*skepv1.OverlayNetwork
+	moved := d.setLocals(id, l, true)
+	var fresh, encrypted []*skepv1.OverlayNetwork
 	for _, o := range l.Overlays {
 		n := d.want.Network(o.NetworkID)
 		if n.GetEncrypted() {
@@ -95,16 +95,17 @@ func (d *Dataplane) addOverlays(id string, l lease) error {
 		if err != nil {
 			return err
 		}
-		plain = append(plain, n)
+		before := f.segments(n)
 		if err := d.ensureNetwork(f, n, x); err != nil {
 			return err
 		}
+		if !slices.Equal(before, f.segments(n)) {
+			fresh = append(fresh, n)
+		}
 	}
 	// A network's first sandbox brings all its entries; another one only takes away its own.
-	if len(plain) > 0 {
-		if err := d.syncForwards(d.fabric, plain, x); err != nil {
-			return err
-		}
+	if err := errors.Join(d.syncForwards(d.fabric, fresh, x), d.forward(moved, false)); err != nil {
+		return err
 	}
 	s := d.sandboxes[id]
 	if s == nil {

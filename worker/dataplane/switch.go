@@ -179,6 +179,15 @@ func (d *Dataplane) ensureNetwork(f *fabric, n *skepv1.OverlayNetwork, x *drift)
 	return errors.Join(errs...)
 }
 
+// segments returns the links of a network's segments, zero where there are none.
+func (f *fabric) segments(n *skepv1.OverlayNetwork) []segmentLinks {
+	var out []segmentLinks
+	for _, g := range netplan.Segments(n) {
+		out = append(out, f.links[g.VNI])
+	}
+	return out
+}
+
 // find returns a link, or nil.
 func (f *fabric) find(name string) (netlink.Link, error) {
 	link, err := f.h.LinkByName(name)
