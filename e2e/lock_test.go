@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -66,6 +67,7 @@ func TestLock(t *testing.T) {
 	if second == "" {
 		return
 	}
+	t.Run("Peers", func(t *testing.T) { testPeers(t, s, m, second) })
 	t.Run("Shares", func(t *testing.T) { testShares(t, s, m[1], m[0]) })
 	t.Run("NewManagers", func(t *testing.T) { testLockedMembership(t, s, m, second) })
 	t.Run("Off", func(t *testing.T) {
@@ -185,6 +187,77 @@ func testShares(t *testing.T, s *swarm, n, other string) {
 		t.Fatal(err)
 	}
 	s.wantState(t, n, "active")
+}
+
+// testPeers lets running managers unlock a restarted one, and no longer.
+func testPeers(t *testing.T, s *swarm, m []string, key string) {
+	skep, n := skepBinary(t), m[1]
+	peers := func(what string) string {
+		t.Helper()
+		return run(t, skep, "-H", "unix://"+s.node(t, m[0]).Socket, "lock", "peers", what)
+	}
+	credential := filepath.Join(s.node(t, n).Dir, "data/swarm/certificates/unlock-peers")
+	if out := peers("status"); !strings.HasPrefix(out, "off") {
+		t.Errorf("at first: %s", out)
+	}
+	peers("on")
+	registered := func() {
+		t.Helper()
+		eventually(t, 20*time.Second, "all managers are registered", func() string {
+			if out := peers("status"); !strings.Contains(out, "3 managers registered") {
+				return out
+			}
+			return ""
+		})
+	}
+	registered()
+	first, err := os.ReadFile(credential)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.dev(t, "kill", n)
+	s.wantNothingReadable(t, n, append(canaries(), key))
+	s.dev(t, "start", n)
+	s.wantState(t, n, "active")
+	s.wantManagers(t, 3, m)
+	registered()
+	if next, err := os.ReadFile(credential); err != nil || bytes.Equal(next, first) {
+		t.Errorf("the credential stayed the same (%v)", err)
+	}
+	// A used credential unlocks nothing.
+	s.dev(t, "kill", n)
+	if err := os.WriteFile(credential, first, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.dev(t, "start", n)
+	eventually(t, 20*time.Second, n+" says why it stays locked", func() string {
+		out, err := s.tryDocker(t, 10*time.Second, n, "info", "--format", "{{.Swarm.LocalNodeState}} {{.Swarm.Error}}")
+		if err != nil || !strings.HasPrefix(out, "locked ") || !strings.Contains(out, "it was used, replaced, or never registered") {
+			return out + text(err)
+		}
+		return ""
+	})
+	if err := s.unlock(t, n, key); err != nil {
+		t.Fatal(err)
+	}
+	s.wantState(t, n, "active")
+	s.wantManagers(t, 3, m)
+	peers("off")
+	eventually(t, 20*time.Second, "the credential is deleted", func() string {
+		_, err := os.Stat(credential)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return credential + " is there" + text(err)
+		}
+		return ""
+	})
+	s.dev(t, "kill", n)
+	s.dev(t, "start", n)
+	s.wantState(t, n, "locked")
+	if err := s.unlock(t, n, key); err != nil {
+		t.Fatal(err)
+	}
+	s.wantState(t, n, "active")
+	s.wantManagers(t, 3, m)
 }
 
 // testLockedMembership demotes a manager, whose key file opens then, and promotes it, which

@@ -101,6 +101,7 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		group.Go(func() error { return swarm.unlockByProvider(ctx, provider) })
 	}
+	group.Go(func() error { return swarm.unlockByPeers(ctx) })
 	group.Go(func() error {
 		<-ctx.Done()
 		swarm.stop()

@@ -48,6 +48,8 @@ type managerRole struct {
 	keys    *keystore.Store
 	// renew asks for a certificate with a new private key.
 	renew func(role string)
+	// credential is the file of what this manager is unlocked for by the others.
+	credential string
 	// registry holds the metrics of this role.
 	registry *prometheus.Registry
 
@@ -67,7 +69,8 @@ func (m *member) newManagerRole(ctx context.Context) (*managerRole, error) {
 	}
 	role := &managerRole{
 		log: log, creds: m.creds, listen: listen, health: new(replica.Health), keys: m.keys, renew: m.renewer.Force,
-		registry: prometheus.NewRegistry(), conns: map[string]*grpc.ClientConn{},
+		credential: credentialFile(m.dir),
+		registry:   prometheus.NewRegistry(), conns: map[string]*grpc.ClientConn{},
 	}
 	joinAddr := ""
 	if !m.hasRaft() && m.founding == nil {
@@ -117,6 +120,7 @@ func (r *managerRole) register(m *member) {
 	})
 	secrets := ops.NewSecrets(r.replica, rand.Reader)
 	watcher, tokens := ops.NewWatcher(r.replica), ops.NewTokens(r.replica)
+	peers := ca.NewPeers(ca.PeersConfig{State: r.replica, Members: r.replica.Members, Asked: m.recordAsked, Log: r.log})
 	leader := manager.New(manager.Config{
 		State: r.replica, Membership: r.replica, NodeID: m.creds.NodeID(), Bootstrap: m.founding, Log: r.log, Registerer: registerer,
 	})
@@ -137,6 +141,7 @@ func (r *managerRole) register(m *member) {
 		skepv1.RegisterTokensServer(s, tokens)
 		skepv1.RegisterEnrollmentServer(s, authority)
 		skepv1.RegisterSecretsServer(s, secrets)
+		skepv1.RegisterUnlockServer(s, peers)
 	}
 	r.lead = []func(context.Context) error{leader.RunTerm, dispatch.Run, authority.Run, broker.Run}
 }
@@ -167,6 +172,10 @@ func (r *managerRole) run(ctx context.Context) error {
 		return err
 	})
 	group.Go(func() error { return r.followLock(ctx) })
+	group.Go(func() error {
+		r.followPeers(ctx)
+		return nil
+	})
 	group.Go(func() error {
 		err := r.replica.RunTerms(ctx, r.runTerm)
 		if ctx.Err() != nil {

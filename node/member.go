@@ -255,7 +255,7 @@ func (m *member) forgetRaft() error {
 		return fmt.Errorf("delete raft state: %w", err)
 	}
 	m.founding, m.forceNew = nil, false
-	return m.keys.ForgetDEKs()
+	return errors.Join(forgetCredential(credentialFile(m.dir)), m.keys.ForgetDEKs())
 }
 
 func (m *member) raftDir() string { return filepath.Join(m.dir, "raft") }

@@ -34,6 +34,7 @@ const (
 	activateTimeout = 20 * time.Second
 	// unlockTimeout bounds the same for unlock.
 	unlockTimeout = 5 * time.Second
+	lockedText    = `Swarm is encrypted and needs to be unlocked before it can be used. Please use "docker swarm unlock" to unlock it.`
 	taskLabel     = "com.docker.swarm.task"
 	// defaultListen is what Docker's client sends when nobody says otherwise.
 	defaultListen = "0.0.0.0:2377"
@@ -79,7 +80,7 @@ func openMembership(ctx context.Context, cfg *Config) (*membership, error) {
 		return s, nil // a join that a restart forgot
 	case errors.Is(err, pki.ErrLocked):
 		s.state, s.pending = swarm.LocalNodeStateLocked, saved
-		s.fault = `Swarm is encrypted and needs to be unlocked before it can be used. Please use "docker swarm unlock" to unlock it.`
+		s.fault = lockedText
 		return s, nil
 	case err != nil:
 		return nil, err
@@ -744,6 +745,15 @@ func (s *membership) Tokens() (skepv1.TokensClient, error) {
 		return nil, err
 	}
 	return skepv1.NewTokensClient(role.route()), nil
+}
+
+// Unlocking implements dockerapi.Manager.
+func (s *membership) Unlocking() (skepv1.UnlockClient, error) {
+	role, err := s.role()
+	if err != nil {
+		return nil, err
+	}
+	return skepv1.NewUnlockClient(role.route()), nil
 }
 
 // Follow implements dockerapi.Manager.

@@ -23,11 +23,12 @@ const sharesProvider = "shares"
 func (a *app) lockCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "lock",
-		Short: "Share the unlock key of a swarm that locks its managers",
-		Long: `Share the unlock key of a swarm that locks its managers. Whether it does is a setting of the
-swarm: docker swarm update --autolock=true.`,
+		Short: "Choose who unlocks the managers of a swarm that locks them",
+		Long: `Choose who unlocks the managers of a swarm that locks them: who has enough shares of the key,
+or the other managers. Whether the swarm locks its managers is a setting of its own: docker
+swarm update --autolock=true.`,
 	}
-	c.AddCommand(a.lockShare())
+	c.AddCommand(a.lockShare(), a.lockPeers())
 	return c
 }
 

@@ -76,6 +76,7 @@ func New(config Config) *API {
 	a.routeBackups()
 	a.routeAudit()
 	a.routeTokens()
+	a.routeUnlocking()
 	return a
 }
 

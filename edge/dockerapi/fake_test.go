@@ -37,12 +37,13 @@ const (
 // daemon is a whole swarm in one process: ops on a Memory behind gRPC, and an
 // orchestrator of the simplest kind that runs every task at once.
 type daemon struct {
-	state   *replica.Memory
-	control api.ControlClient
-	insight skepv1.InsightClient
-	limited skepv1.TokensClient
-	secrets skepv1.SecretsClient
-	logs    api.LogsClient
+	state     *replica.Memory
+	control   api.ControlClient
+	insight   skepv1.InsightClient
+	limited   skepv1.TokensClient
+	unlocking skepv1.UnlockClient
+	secrets   skepv1.SecretsClient
+	logs      api.LogsClient
 
 	mu    sync.Mutex
 	info  swarm.Info // guarded by mu
@@ -163,11 +164,12 @@ func (d *daemon) check() error {
 	return nil
 }
 
-func (d *daemon) Control() (api.ControlClient, error)    { return d.control, d.check() }
-func (d *daemon) Logs() (api.LogsClient, error)          { return d.logs, d.check() }
-func (d *daemon) Secrets() (skepv1.SecretsClient, error) { return d.secrets, d.check() }
-func (d *daemon) Insight() (skepv1.InsightClient, error) { return d.insight, d.check() }
-func (d *daemon) Tokens() (skepv1.TokensClient, error)   { return d.limited, d.check() }
+func (d *daemon) Control() (api.ControlClient, error)     { return d.control, d.check() }
+func (d *daemon) Logs() (api.LogsClient, error)           { return d.logs, d.check() }
+func (d *daemon) Secrets() (skepv1.SecretsClient, error)  { return d.secrets, d.check() }
+func (d *daemon) Insight() (skepv1.InsightClient, error)  { return d.insight, d.check() }
+func (d *daemon) Tokens() (skepv1.TokensClient, error)    { return d.limited, d.check() }
+func (d *daemon) Unlocking() (skepv1.UnlockClient, error) { return d.unlocking, d.check() }
 func (d *daemon) Networks() (skepv1.NetworksClient, error) {
 	return nil, dockerapi.NotManager(swarm.LocalNodeStateActive, false, "")
 }
@@ -200,6 +202,7 @@ func newDaemon(t *testing.T, orchestrated bool) *daemon {
 	skepv1.RegisterSecretsServer(server, ops.NewSecrets(d.state, rand.Reader))
 	skepv1.RegisterInsightServer(server, ops.NewInsight(d.state, d, nil))
 	skepv1.RegisterTokensServer(server, ops.NewTokens(d.state))
+	skepv1.RegisterUnlockServer(server, skepv1.UnimplementedUnlockServer{})
 	api.RegisterLogsServer(server, &logServer{state: d.state})
 	listener := bufconn.Listen(1 << 20)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -221,7 +224,7 @@ func newDaemon(t *testing.T, orchestrated bool) *daemon {
 	})
 	d.secrets = skepv1.NewSecretsClient(conn)
 	d.control, d.logs, d.insight = api.NewControlClient(conn), api.NewLogsClient(conn), skepv1.NewInsightClient(conn)
-	d.limited = skepv1.NewTokensClient(conn)
+	d.limited, d.unlocking = skepv1.NewTokensClient(conn), skepv1.NewUnlockClient(conn)
 	return d
 }
 

@@ -101,6 +101,8 @@ const adminRoutes = `
 	GET /skep/v1/tokens
 	POST /skep/v1/tokens
 	DELETE /skep/v1/tokens/{id}
+	GET /skep/v1/unlocking
+	POST /skep/v1/unlocking
 	POST /skep/v1/backup
 	POST /skep/v1/restore
 	POST /containers/create

@@ -50,6 +50,8 @@ type Manager interface { //nolint:interfacebloat // a method for each service of
 	Networks() (skepv1.NetworksClient, error)
 	// Tokens keeps limited join tokens, on the leader.
 	Tokens() (skepv1.TokensClient, error)
+	// Unlocking sets on the leader whether managers unlock each other.
+	Unlocking() (skepv1.UnlockClient, error)
 	// Secrets changes the values of secrets on the leader.
 	Secrets() (skepv1.SecretsClient, error)
 	// Follow returns a cursor over this manager's own copy of the state.

@@ -151,6 +151,15 @@ func (s *Store) matchingChain(key crypto.Signer) ([]byte, error) {
 	return nil, model.Errorf(model.Internal, "no certificate in %s belongs to the node's key", s.dir)
 }
 
+// Root returns the root bundle, which lies in the clear.
+func (s *Store) Root() ([]byte, error) {
+	data, err := os.ReadFile(s.path(rootFile))
+	if err != nil {
+		return nil, fmt.Errorf("read root certificate: %w", err)
+	}
+	return data, nil
+}
+
 // SaveRoot writes the root bundle.
 func (s *Store) SaveRoot(rootPEM []byte) error {
 	return disk.WriteFile(s.path(rootFile), rootPEM, 0o644)

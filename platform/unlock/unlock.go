@@ -48,8 +48,7 @@ func Parse(text string) (Provider, error) {
 	kind, path, _ := strings.Cut(text, ":")
 	switch {
 	case kind == "peers":
-		return Provider{}, model.Errorf(model.Unimplemented, "unlocking by other managers is not implemented by skep: "+
-			"what a locked manager could show them to be believed would lie on its disk, and so be stolen with it")
+		return Provider{}, model.Errorf(model.Invalid, "unlocking by other managers is a setting of the swarm, no provider: `skep lock peers on`")
 	case kind != "exec" && kind != "unix" || !filepath.IsAbs(path):
 		return Provider{}, model.Errorf(model.Invalid, "unlock provider %q must be exec:/PATH of a program or unix:/PATH of a socket", text)
 	}

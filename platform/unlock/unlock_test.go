@@ -18,7 +18,7 @@ var kek = bytes.Repeat([]byte{7}, pki.KEKLength)
 
 func TestParse(t *testing.T) {
 	for text, want := range map[string]model.Kind{
-		"": model.Invalid, "exec": model.Invalid, "exec:relative": model.Invalid, "http:/x": model.Invalid, "peers": model.Unimplemented,
+		"": model.Invalid, "exec": model.Invalid, "exec:relative": model.Invalid, "http:/x": model.Invalid, "peers": model.Invalid,
 	} {
 		if _, err := Parse(text); model.KindOf(err) != want {
 			t.Errorf("%q: %v", text, err)

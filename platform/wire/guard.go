@@ -62,6 +62,7 @@ func methods() map[string]method {
 		"docker.swarmkit.v1.CA", "docker.swarmkit.v1.NodeCA", "docker.swarmkit.v1.Dispatcher",
 		"docker.swarmkit.v1.ResourceAllocator", "docker.swarmkit.v1.LogBroker",
 		"docker.swarmkit.v1.RaftMembership", "skep.v1.Insight", "skep.v1.Networks", "skep.v1.Tokens", "skep.v1.Enrollment", "skep.v1.Secrets",
+		"skep.v1.Unlock",
 	}
 	raftMethods := []protoreflect.FullName{"docker.swarmkit.v1.Raft.ProcessRaftMessage", "docker.swarmkit.v1.Raft.StreamRaftMessage"}
 	out := make(map[string]method)

@@ -148,6 +148,7 @@ func register(s *grpc.Server, r *rig) {
 	skepv1.RegisterNetworksServer(s, skepv1.UnimplementedNetworksServer{})
 	skepv1.RegisterTokensServer(s, skepv1.UnimplementedTokensServer{})
 	skepv1.RegisterEnrollmentServer(s, skepv1.UnimplementedEnrollmentServer{})
+	skepv1.RegisterUnlockServer(s, skepv1.UnimplementedUnlockServer{})
 }
 
 type noting struct {
@@ -225,7 +226,7 @@ func TestEveryMethodByRole(t *testing.T) {
 	anyone := []string{
 		"/docker.swarmkit.v1.CA/GetRootCACertificate",
 		"/docker.swarmkit.v1.NodeCA/IssueNodeCertificate", "/docker.swarmkit.v1.NodeCA/NodeCertificateStatus",
-		"/skep.v1.Enrollment/Return",
+		"/skep.v1.Enrollment/Return", "/skep.v1.Unlock/Ask",
 	}
 	workers := []string{
 		"/docker.swarmkit.v1.Dispatcher/", "/docker.swarmkit.v1.ResourceAllocator/", "/docker.swarmkit.v1.LogBroker/",
