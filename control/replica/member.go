@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -68,7 +69,10 @@ func (m *member) close() {
 }
 
 func (m *member) loop(ctx context.Context) error {
-	ticker := time.NewTicker(m.r.cfg.TickInterval)
+	// The first tick comes after a random part of the interval: members whose ticks fall on
+	// one instant stand for election at one instant, and split the votes.
+	phase := 1 + mathrand.N(m.r.cfg.TickInterval)
+	ticker := time.NewTicker(phase)
 	defer ticker.Stop()
 	for first := true; ; first = false {
 		for m.raw.HasReady() && m.failure == nil {
@@ -94,6 +98,10 @@ func (m *member) loop(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
+			if phase != 0 {
+				phase = 0
+				ticker.Reset(m.r.cfg.TickInterval)
+			}
 			m.raw.Tick()
 		case msg := <-m.r.inbox:
 			m.step(msg)
