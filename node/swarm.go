@@ -15,6 +15,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/grpc"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
@@ -693,67 +694,44 @@ func (s *membership) role() (*managerRole, error) {
 	return role, nil
 }
 
-// Control implements dockerapi.Manager.
-func (s *membership) Control() (api.ControlClient, error) {
+// clientOf makes a client of a service that runs on the leader.
+func clientOf[C any](s *membership, make func(grpc.ClientConnInterface) C) (c C, err error) {
 	role, err := s.role()
 	if err != nil {
-		return nil, err
+		return c, err
 	}
-	return api.NewControlClient(role.route()), nil
+	return make(role.route()), nil
 }
 
+// Control implements dockerapi.Manager.
+func (s *membership) Control() (api.ControlClient, error) { return clientOf(s, api.NewControlClient) }
+
 // Logs implements dockerapi.Manager.
-func (s *membership) Logs() (api.LogsClient, error) {
-	role, err := s.role()
-	if err != nil {
-		return nil, err
-	}
-	return api.NewLogsClient(role.route()), nil
-}
+func (s *membership) Logs() (api.LogsClient, error) { return clientOf(s, api.NewLogsClient) }
 
 // Insight implements dockerapi.Manager.
 func (s *membership) Insight() (skepv1.InsightClient, error) {
-	role, err := s.role()
-	if err != nil {
-		return nil, err
-	}
-	return skepv1.NewInsightClient(role.route()), nil
+	return clientOf(s, skepv1.NewInsightClient)
 }
 
 // Secrets implements dockerapi.Manager.
 func (s *membership) Secrets() (skepv1.SecretsClient, error) {
-	role, err := s.role()
-	if err != nil {
-		return nil, err
-	}
-	return skepv1.NewSecretsClient(role.route()), nil
+	return clientOf(s, skepv1.NewSecretsClient)
 }
 
 // Networks implements dockerapi.Manager.
 func (s *membership) Networks() (skepv1.NetworksClient, error) {
-	role, err := s.role()
-	if err != nil {
-		return nil, err
-	}
-	return skepv1.NewNetworksClient(role.route()), nil
+	return clientOf(s, skepv1.NewNetworksClient)
 }
 
 // Tokens implements dockerapi.Manager.
 func (s *membership) Tokens() (skepv1.TokensClient, error) {
-	role, err := s.role()
-	if err != nil {
-		return nil, err
-	}
-	return skepv1.NewTokensClient(role.route()), nil
+	return clientOf(s, skepv1.NewTokensClient)
 }
 
 // Unlocking implements dockerapi.Manager.
 func (s *membership) Unlocking() (skepv1.UnlockClient, error) {
-	role, err := s.role()
-	if err != nil {
-		return nil, err
-	}
-	return skepv1.NewUnlockClient(role.route()), nil
+	return clientOf(s, skepv1.NewUnlockClient)
 }
 
 // Follow implements dockerapi.Manager.

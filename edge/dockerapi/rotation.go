@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
@@ -45,15 +44,4 @@ func (a *API) rotation(ctx context.Context, c api.ControlClient, w http.Response
 		return err
 	}
 	return writeMessage(w, answer)
-}
-
-// writeMessage answers with the JSON form of a message of skep.v1.
-func writeMessage(w http.ResponseWriter, m proto.Message) error {
-	data, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/json")
-	_, err = w.Write(append(data, '\n'))
-	return err
 }
