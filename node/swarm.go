@@ -695,12 +695,12 @@ func (s *membership) role() (*managerRole, error) {
 }
 
 // clientOf makes a client of a service that runs on the leader.
-func clientOf[C any](s *membership, make func(grpc.ClientConnInterface) C) (c C, err error) {
+func clientOf[C any](s *membership, over func(grpc.ClientConnInterface) C) (c C, err error) {
 	role, err := s.role()
 	if err != nil {
 		return c, err
 	}
-	return make(role.route()), nil
+	return over(role.route()), nil
 }
 
 // Control implements dockerapi.Manager.

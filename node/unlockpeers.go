@@ -68,7 +68,7 @@ func (r *managerRole) followPeers(ctx context.Context) {
 	var index uint64  // of the state that has it
 	for at := r.replica.Follow(); ; {
 		s := at.Snapshot()
-		_, peers := pki.PeerUnlocking(s.All(model.Resources))
+		_, peers := pki.PeerUnlocking(s)
 		kek := pki.ManagersKEK(s.Cluster())
 		registered := peers.GetCredentials()[r.creds.NodeID()]
 		var err error

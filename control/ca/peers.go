@@ -52,7 +52,7 @@ func NewPeers(c PeersConfig) *Peers {
 func (p *Peers) Configure(ctx context.Context, req *skepv1.ConfigureUnlockRequest) (*skepv1.UnlockState, error) {
 	_, err := p.state.Update(ctx, func(tx *store.Tx) error {
 		s := tx.Snapshot()
-		r, _ := pki.PeerUnlocking(s.All(model.Resources))
+		r, _ := pki.PeerUnlocking(s)
 		switch {
 		case !req.GetOn() && r != nil:
 			return tx.Remove(model.Resources, r.GetId())
@@ -72,17 +72,8 @@ func (p *Peers) Configure(ctx context.Context, req *skepv1.ConfigureUnlockReques
 
 // createPeers makes the resource of kind PeersKind, and the kind.
 func createPeers(tx *store.Tx) error {
-	if tx.Snapshot().IDByName(model.Extensions, pki.PeersKind) == "" {
-		id, err := model.NewID(rand.Reader)
-		if err != nil {
-			return err
-		}
-		err = tx.Create(&api.Extension{
-			Id: id, Annotations: &api.Annotations{Name: pki.PeersKind}, Description: "managers that others may unlock, see skep lock peers",
-		})
-		if err != nil {
-			return err
-		}
+	if err := tx.DefineKind(rand.Reader, pki.PeersKind, "managers that others may unlock, see skep lock peers"); err != nil {
+		return err
 	}
 	id, err := model.NewID(rand.Reader)
 	if err != nil {
@@ -98,7 +89,7 @@ func createPeers(tx *store.Tx) error {
 // GetState tells whether other managers unlock, and whom.
 func (p *Peers) GetState(context.Context, *skepv1.GetUnlockStateRequest) (*skepv1.UnlockState, error) {
 	s := p.state.View()
-	r, peers := pki.PeerUnlocking(s.All(model.Resources))
+	r, peers := pki.PeerUnlocking(s)
 	kek := pki.ManagersKEK(s.Cluster())
 	resp := &skepv1.UnlockState{On: r != nil && len(kek) > 0}
 	for id, c := range peers.GetCredentials() {
@@ -135,7 +126,7 @@ func (p *Peers) Register(ctx context.Context, req *skepv1.RegisterUnlockRequest)
 	}
 	now, err := p.state.Update(ctx, func(tx *store.Tx) error {
 		s := tx.Snapshot()
-		r, peers := pki.PeerUnlocking(s.All(model.Resources))
+		r, peers := pki.PeerUnlocking(s)
 		kek := pki.ManagersKEK(s.Cluster())
 		if r == nil || len(kek) == 0 {
 			return model.Errorf(model.Unavailable, "managers do not unlock each other in this swarm")
@@ -192,7 +183,7 @@ func (p *Peers) Ask(ctx context.Context, req *skepv1.AskUnlockRequest) (*skepv1.
 // consume uses up the credential of a request from an address and returns the key.
 func (p *Peers) consume(tx *store.Tx, req *skepv1.AskUnlockRequest, from string) ([]byte, error) {
 	s, id := tx.Snapshot(), req.GetNodeId()
-	r, peers := pki.PeerUnlocking(s.All(model.Resources))
+	r, peers := pki.PeerUnlocking(s)
 	kek := pki.ManagersKEK(s.Cluster())
 	credential := peers.GetCredentials()[id]
 	member := p.manager(s, id)

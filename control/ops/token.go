@@ -75,17 +75,8 @@ func (o *Tokens) room(tx *store.Tx) error {
 	if tx.Snapshot().Cluster() == nil {
 		return model.ErrNoLeader
 	}
-	if tx.Snapshot().IDByName(model.Extensions, pki.TokenKind) == "" {
-		id, err := model.NewID(rand.Reader)
-		if err != nil {
-			return err
-		}
-		err = tx.Create(&api.Extension{
-			Id: id, Annotations: &api.Annotations{Name: pki.TokenKind}, Description: "join tokens that end by themselves, made by skep token create",
-		})
-		if err != nil {
-			return err
-		}
+	if err := tx.DefineKind(rand.Reader, pki.TokenKind, "join tokens that end by themselves, made by skep token create"); err != nil {
+		return err
 	}
 	all := tokens(tx.Snapshot())
 	if len(all) >= maxTokens {

@@ -3,13 +3,13 @@ package pki
 import (
 	"crypto/sha256"
 	"crypto/subtle"
-	"iter"
 
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/store"
 )
 
 // PeersKind is the kind, and the name, of the resource that is there while running managers
@@ -33,19 +33,16 @@ func SameDigest(digest, secret []byte) bool {
 
 // PeerUnlocking returns the resource of kind PeersKind and what it says, nil where managers
 // do not unlock each other.
-func PeerUnlocking(all iter.Seq[model.Object]) (*api.Resource, *skepv1.UnlockPeers) {
-	for object := range all {
-		r, ok := object.(*api.Resource)
-		if !ok || r.GetKind() != PeersKind {
-			continue
-		}
-		peers := new(skepv1.UnlockPeers)
-		if r.GetPayload().UnmarshalTo(peers) != nil {
-			peers = new(skepv1.UnlockPeers) // no credential is valid
-		}
-		return r, peers
+func PeerUnlocking(s *store.Snapshot) (*api.Resource, *skepv1.UnlockPeers) {
+	r, ok := s.Get(model.Resources, s.IDByName(model.Resources, PeersKind)).(*api.Resource)
+	if !ok || r.GetKind() != PeersKind {
+		return nil, nil
 	}
-	return nil, nil
+	peers := new(skepv1.UnlockPeers)
+	if r.GetPayload().UnmarshalTo(peers) != nil {
+		peers = new(skepv1.UnlockPeers) // no credential is valid
+	}
+	return r, peers
 }
 
 // PutPeers returns a copy of a resource that says peers.
