@@ -58,11 +58,9 @@ func found(ctx context.Context, spec *api.ClusterSpec, root *pki.Root) (keystore
 	if err != nil {
 		return keystore.Identity{}, nil, err
 	}
-	tokens := new(api.JoinTokens)
-	for _, t := range []*string{&tokens.Worker, &tokens.Manager} {
-		if *t, err = pki.NewToken(rand.Reader, root.CertPEM, false); err != nil {
-			return keystore.Identity{}, nil, err
-		}
+	tokens, err := pki.NewTokens(rand.Reader, root.CertPEM, false)
+	if err != nil {
+		return keystore.Identity{}, nil, err
 	}
 	boot := &manager.Bootstrap{
 		ClusterID: ids[1], Spec: spec,

@@ -27,7 +27,6 @@ import (
 	"github.com/skep-dev/skep/platform/cfssl"
 	"github.com/skep-dev/skep/platform/enroll"
 	"github.com/skep-dev/skep/platform/keystore"
-	"github.com/skep-dev/skep/platform/wire"
 )
 
 const (
@@ -457,7 +456,7 @@ func (s *membership) join(ctx context.Context, done chan struct{}, saved savedSt
 			return fail(fmt.Errorf("%w. Join with the token that `docker swarm join-token worker` shows there, and remove what this attempt left: docker node rm %s", err, m.creds.NodeID()))
 		}
 	}
-	if err := errors.Join(os.MkdirAll(s.dir, 0o700), saved.save(s.dir), saveJoined(ctx, s.cfg.Network, s.keys, id, saved.RemoteAddr)); err != nil {
+	if err := errors.Join(os.MkdirAll(s.dir, 0o700), saved.save(s.dir), m.saveJoined(ctx, id)); err != nil {
 		return fail(err)
 	}
 	m.remotes.add(saved.RemoteAddr)
@@ -477,21 +476,11 @@ func (s *membership) join(ctx context.Context, done chan struct{}, saved savedSt
 }
 
 // saveJoined makes the identity that a join brought durable.
-func saveJoined(ctx context.Context, network wire.Network, keys *keystore.Store, id keystore.Identity, addr string) error {
-	root, err := pki.ParseRoot(id.RootPEM, nil)
-	if err != nil {
-		return err
+func (m *member) saveJoined(ctx context.Context, id keystore.Identity) error {
+	if m.creds.Role() != pki.ManagerRole {
+		return m.keys.SaveWorker(id)
 	}
-	material, err := wire.NewMaterial(root, id.ChainPEM, id.Key)
-	if err != nil {
-		return err
-	}
-	creds := &wire.Credentials{Network: network}
-	creds.Set(material)
-	if creds.Role() != pki.ManagerRole {
-		return keys.SaveWorker(id)
-	}
-	return saveManager(ctx, keys, id, creds, addr)
+	return saveManager(ctx, m.keys, id, m.creds, m.saved.RemoteAddr)
 }
 
 // Leave implements dockerapi.Swarm.

@@ -3,15 +3,12 @@ package ops
 import (
 	"context"
 	"slices"
-	"time"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
 )
-
-const minCertExpiry = time.Hour
 
 // What a cluster shows where nothing was chosen at init.
 const (
@@ -119,8 +116,8 @@ func rotateLabel(c *api.Cluster) string {
 }
 
 func validateCluster(spec *api.ClusterSpec) error {
-	if d := spec.GetCaConfig().GetNodeCertExpiry(); d != nil && d.AsDuration() < minCertExpiry {
-		return invalid("minimum certificate expiry time is: %s", minCertExpiry)
+	if d := spec.GetCaConfig().GetNodeCertExpiry(); d != nil && d.AsDuration() < pki.MinExpiry {
+		return invalid("minimum certificate expiry time is: %s", pki.MinExpiry)
 	}
 	if which, on := spec.GetAnnotations().GetLabels()[model.EncryptLabel]; on && which != model.EncryptAll {
 		return invalid("label %s=%s of the swarm: it is %s, or the swarm does not have it", model.EncryptLabel, which, model.EncryptAll)

@@ -10,7 +10,6 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/control/replica"
-	"github.com/skep-dev/skep/core/lifecycle"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
 )
@@ -58,10 +57,7 @@ func (r *Secrets) Rotate(ctx context.Context, req *skepv1.RotateSecretRequest) (
 		if err != nil {
 			return err
 		}
-		if n := len(req.GetData()); n == 0 || n > model.MaxSecret {
-			return invalid("secret data must be larger than 0 and less than %d bytes", model.MaxSecret+1)
-		}
-		if err := lifecycle.CheckPayload(old.GetSpec().GetTemplating(), req.GetData()); err != nil {
+		if err := checkSecretData(old.GetSpec().GetTemplating(), req.GetData()); err != nil {
 			return err
 		}
 		name := old.GetSpec().GetAnnotations().GetName()

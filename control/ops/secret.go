@@ -77,10 +77,14 @@ func (o *Ops) validateSecret(ctx context.Context, spec *api.SecretSpec) error {
 	if spec.GetDriver() != nil {
 		return o.validateDriver(ctx, spec)
 	}
-	if n := len(spec.GetData()); n == 0 || n > model.MaxSecret {
+	return checkSecretData(spec.GetTemplating(), spec.GetData())
+}
+
+func checkSecretData(templating *api.Driver, data []byte) error {
+	if n := len(data); n == 0 || n > model.MaxSecret {
 		return invalid("secret data must be larger than 0 and less than %d bytes", model.MaxSecret+1)
 	}
-	return lifecycle.CheckPayload(spec.GetTemplating(), spec.GetData())
+	return lifecycle.CheckPayload(templating, data)
 }
 
 // validateDriver checks a secret whose value a plugin on the managers' machines knows.
@@ -142,14 +146,7 @@ func (o *Ops) RemoveSecret(ctx context.Context, req *api.RemoveSecretRequest) (*
 		if old == nil {
 			return notFound("secret", req.GetSecretId())
 		}
-		users := referencedBy(tx.Snapshot(), func(c *api.ContainerSpec) bool {
-			for _, r := range c.GetSecrets() {
-				if r.GetSecretId() == old.GetId() {
-					return true
-				}
-			}
-			return false
-		})
+		users := referencedBy(tx.Snapshot(), func(c *api.ContainerSpec) bool { return usesSecret(c, old.GetId()) })
 		if err := inUse("secret", old.GetSpec().GetAnnotations().GetName(), users); err != nil {
 			return err
 		}

@@ -144,6 +144,15 @@ type Leaf struct {
 	Expiry time.Duration
 }
 
+// Names are the server names that a node answers to.
+func (l Leaf) Names() []string {
+	names := []string{l.OU, l.NodeID}
+	if l.OU == ManagerRole {
+		names = append(names, CARole)
+	}
+	return names
+}
+
 // Issue signs the public key of a certificate request; nothing else of it is used. The
 // answer is the leaf followed by the intermediates, in PEM.
 func (r *Root) Issue(random io.Reader, now time.Time, csrPEM []byte, leaf Leaf) ([]byte, error) {
@@ -165,10 +174,6 @@ func (r *Root) Issue(random io.Reader, now time.Time, csrPEM []byte, leaf Leaf) 
 	if leaf.Expiry < MinExpiry {
 		leaf.Expiry = DefaultExpiry
 	}
-	names := []string{leaf.OU, leaf.NodeID}
-	if leaf.OU == ManagerRole {
-		names = append(names, CARole)
-	}
 	template := &x509.Certificate{
 		SerialNumber: serial,
 		Subject: pkix.Name{
@@ -181,7 +186,7 @@ func (r *Root) Issue(random io.Reader, now time.Time, csrPEM []byte, leaf Leaf) 
 		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
-		DNSNames:              names,
+		DNSNames:              leaf.Names(),
 		SubjectKeyId:          skid,
 		AuthorityKeyId:        r.Certs[0].SubjectKeyId,
 	}

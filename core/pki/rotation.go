@@ -110,13 +110,11 @@ func FinishRotation(random io.Reader, ca *api.RootCA, fips bool) (*api.RootCA, e
 	rotation := ca.GetRootRotation()
 	next := &api.RootCA{
 		CaCert: rotation.GetCaCert(), CaKey: rotation.GetCaKey(), CaCertHash: CertHash(rotation.GetCaCert()),
-		JoinTokens: new(api.JoinTokens), LastForcedRotation: ca.GetLastForcedRotation(),
+		LastForcedRotation: ca.GetLastForcedRotation(),
 	}
-	for _, token := range []*string{&next.JoinTokens.Worker, &next.JoinTokens.Manager} {
-		var err error
-		if *token, err = NewToken(random, next.GetCaCert(), fips); err != nil {
-			return nil, err
-		}
+	var err error
+	if next.JoinTokens, err = NewTokens(random, next.GetCaCert(), fips); err != nil {
+		return nil, err
 	}
 	return next, nil
 }
@@ -211,16 +209,12 @@ func CheckIssued(root *Root, csrPEM, chain []byte, want Leaf, now time.Time) err
 		return err
 	}
 	s := leaf.Subject
-	names := []string{want.OU, want.NodeID}
-	if want.OU == ManagerRole {
-		names = append(names, CARole)
-	}
 	switch {
 	case !samePublicKey(leaf.PublicKey, csr.PublicKey):
 		return model.Errorf(model.Invalid, "the certificate is for another key")
 	case s.CommonName != want.NodeID || !slices.Equal(s.OrganizationalUnit, []string{want.OU}) || !slices.Equal(s.Organization, []string{want.ClusterID}):
 		return model.Errorf(model.Invalid, "the certificate is for %q", s)
-	case !slices.Equal(slices.Sorted(slices.Values(leaf.DNSNames)), slices.Sorted(slices.Values(names))):
+	case !slices.Equal(slices.Sorted(slices.Values(leaf.DNSNames)), slices.Sorted(slices.Values(want.Names()))):
 		return model.Errorf(model.Invalid, "the certificate is for the names %q", leaf.DNSNames)
 	case leaf.IsCA:
 		return model.Errorf(model.Invalid, "the certificate is one of a CA")

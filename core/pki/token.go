@@ -9,6 +9,7 @@ import (
 	"math/big"
 	"strings"
 
+	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
 )
 
@@ -25,6 +26,18 @@ type Token struct {
 	Digest [sha256.Size]byte
 	// FIPS says that the swarm admits nodes in FIPS mode only.
 	FIPS bool
+}
+
+// NewTokens makes a join token for each role.
+func NewTokens(random io.Reader, rootPEM []byte, fips bool) (*api.JoinTokens, error) {
+	tokens := new(api.JoinTokens)
+	for _, token := range []*string{&tokens.Worker, &tokens.Manager} {
+		var err error
+		if *token, err = NewToken(random, rootPEM, fips); err != nil {
+			return nil, err
+		}
+	}
+	return tokens, nil
 }
 
 // NewToken makes a join token for a root bundle.

@@ -269,7 +269,7 @@ func encryption(t *api.Task) string {
 // encrypts refuses nodes that cannot encrypt one of a task's networks as it is encrypted:
 // Docker Engines among them, which do not tell how they can.
 func encrypts(t *api.Task) func(*node) bool {
-	if encryption(t) == "" && !slices.ContainsFunc(t.GetNetworks(), func(a *api.NetworkAttachment) bool { return model.Encrypted(a.GetNetwork()) }) {
+	if !slices.ContainsFunc(t.GetNetworks(), func(a *api.NetworkAttachment) bool { return model.Encrypted(a.GetNetwork()) }) {
 		return nil
 	}
 	return func(n *node) bool {

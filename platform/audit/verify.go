@@ -99,6 +99,9 @@ func Read(dir string, n int) ([]Record, error) {
 	}
 	var newest []Record // newest first
 	for _, path := range slices.Backward(files) {
+		if len(newest) >= n {
+			break
+		}
 		data, err := os.ReadFile(path)
 		if err != nil {
 			return nil, fmt.Errorf("read audit log: %w", err)

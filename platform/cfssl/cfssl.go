@@ -89,12 +89,8 @@ func For(cas []*api.ExternalCA, present, root []byte) []*api.ExternalCA {
 // Sign has a node's certificate request signed by the first of the authorities that does.
 // Roots are those that the authorities' own certificates must come from.
 func (c *Client) Sign(ctx context.Context, cas []*api.ExternalCA, roots []*x509.Certificate, csr []byte, leaf pki.Leaf) ([]byte, error) {
-	names := []string{leaf.OU, leaf.NodeID}
-	if leaf.OU == pki.ManagerRole {
-		names = append(names, pki.CARole)
-	}
 	return c.first(ctx, cas, roots, request{
-		Hosts: names, Request: string(csr),
+		Hosts: leaf.Names(), Request: string(csr),
 		Subject: &subject{CN: leaf.NodeID, Names: []name{{O: leaf.ClusterID, OU: leaf.OU}}},
 	})
 }

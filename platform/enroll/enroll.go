@@ -39,7 +39,7 @@ func Join(ctx context.Context, network wire.Network, addr, token string, availab
 	if token != "" && err != nil {
 		return keystore.Identity{}, err
 	}
-	rootPEM, err := fetchRoot(ctx, network, addr)
+	rootPEM, err := FetchRoot(ctx, network, addr)
 	if err != nil {
 		return keystore.Identity{}, err
 	}
@@ -80,9 +80,9 @@ func passing(err error) bool {
 	}
 }
 
-// fetchRoot downloads the root bundle from a manager that is not trusted yet. Errors that
-// will not pass are returned at once.
-func fetchRoot(ctx context.Context, network wire.Network, addr string) ([]byte, error) {
+// FetchRoot downloads the root bundle from a manager that is not trusted yet: the caller
+// must find a reason to trust it. Errors that will not pass are returned at once.
+func FetchRoot(ctx context.Context, network wire.Network, addr string) ([]byte, error) {
 	conn, err := wire.DialUnverified(network, addr)
 	if err != nil {
 		return nil, err

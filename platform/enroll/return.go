@@ -55,9 +55,3 @@ func Return(ctx context.Context, creds *wire.Credentials, addr string) (keystore
 	}
 	return keystore.Identity{RootPEM: now.Root.CertPEM, ChainPEM: chain, Key: key}, nil
 }
-
-// FetchRoot returns the root bundle that the manager at addr serves. Nothing vouches for
-// it: the caller must find a reason to trust it.
-func FetchRoot(ctx context.Context, network wire.Network, addr string) ([]byte, error) {
-	return fetchRoot(ctx, network, addr)
-}
