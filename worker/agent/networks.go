@@ -100,7 +100,8 @@ func (a *Agent) networks(ctx context.Context, conn grpc.ClientConnInterface, ses
 			report.Version, report.Error = 0, err.Error()
 			again = time.After(programAgain)
 		}
-		report.Repaired, repairs = a.cfg.Networks.Repairs()-repairs, a.cfg.Networks.Repairs()
+		now := a.cfg.Networks.Repairs()
+		report.Repaired, repairs = now-repairs, now
 		call, cancel := context.WithTimeout(ctx, callTimeout)
 		_, callErr := client.Programmed(call, report)
 		if callErr == nil && order != nil {

@@ -43,7 +43,6 @@ func router6() net.IP { return net.ParseIP("fe80::1") }
 type tunnel interface {
 	Read() (wireguard.Config, error)
 	Write(c wireguard.Changes) error
-	Close(ctx context.Context) error
 }
 
 // crypt is an encrypted network on this node: a namespace of its own that routes between
@@ -394,7 +393,7 @@ func additions(c wireguard.Changes) wireguard.Changes {
 	peers := make([]wireguard.Change, 0, len(c.Peers))
 	for _, p := range c.Peers {
 		p.Drop = nil
-		if p.New || !p.Preshared.IsZero() || p.Endpoint.IsValid() || len(p.Add) > 0 {
+		if !p.Empty() {
 			peers = append(peers, p)
 		}
 	}

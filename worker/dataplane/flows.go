@@ -91,7 +91,7 @@ func forgetUnled(ns netns.NsHandle, ports map[uint16]bool) error {
 		return nil
 	}
 	return within(ns, func() error {
-		addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 		if err != nil {
 			return fmt.Errorf("list addresses: %w", err)
 		}

@@ -229,12 +229,12 @@ func (d *Dataplane) ensureSource(ns netns.NsHandle, h *netlink.Handle, s *sandbo
 	if !d.keepsSource {
 		return nil
 	}
-	for i, o := range s.Overlays {
+	for _, o := range s.Overlays {
 		in := d.want.Network(o.NetworkID)
 		if !in.GetIngress() || !s.Addr.IsValid() {
 			continue
 		}
-		want := answering{eth: fmt.Sprintf("eth%d", i), local: s.Addr, subnet6: o.Address6.Masked()}
+		want := answering{eth: s.interfaceOf(o.NetworkID), local: s.Addr, subnet6: o.Address6.Masked()}
 		for _, g := range netplan.Segments(in) {
 			if g.Subnet.Contains(o.Address.Addr()) {
 				want.subnet = g.Subnet

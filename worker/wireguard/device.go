@@ -73,6 +73,11 @@ type Change struct {
 	Add, Drop []netip.Prefix
 }
 
+// Empty reports whether there is nothing to change about the peer.
+func (c Change) Empty() bool {
+	return !c.New && c.Preshared.IsZero() && !c.Endpoint.IsValid() && len(c.Add)+len(c.Drop) == 0
+}
+
 // Empty reports whether there is nothing to do.
 func (c Changes) Empty() bool {
 	return c.Private.IsZero() && c.Port == 0 && len(c.Remove)+len(c.Peers) == 0
@@ -109,7 +114,7 @@ func Diff(want, have Config, moved map[Key]bool) Changes {
 			p.Endpoint = w.Endpoint
 		}
 		p.Add, p.Drop = missing(w.Allowed, h.Allowed), missing(h.Allowed, w.Allowed)
-		if p.New || !p.Preshared.IsZero() || p.Endpoint.IsValid() || len(p.Add)+len(p.Drop) > 0 {
+		if !p.Empty() {
 			c.Peers = append(c.Peers, p)
 		}
 	}

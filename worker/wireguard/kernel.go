@@ -1,7 +1,6 @@
 package wireguard
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -14,7 +13,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// Kernel is a device of the kernel.
+// Kernel is a device of the kernel. It ends with its namespace.
 type Kernel struct {
 	// Within runs a function in the network namespace of the link.
 	Within func(func() error) error
@@ -119,9 +118,6 @@ func (k *Kernel) Write(changes Changes) error {
 		return nil
 	})
 }
-
-// Close does nothing: the device ends with its namespace.
-func (k *Kernel) Close(context.Context) error { return nil }
 
 func ipNets(list []netip.Prefix) []net.IPNet {
 	out := make([]net.IPNet, 0, len(list))
