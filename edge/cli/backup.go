@@ -14,6 +14,8 @@ import (
 	"filippo.io/age"
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
+
+	"github.com/skep-dev/skep/platform/disk"
 )
 
 func (a *app) backupCommand() *cobra.Command {
@@ -98,7 +100,7 @@ func writeBackup(path string, data io.Reader) (size int64, err error) {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
+		err = disk.Replace(f.Name(), path)
 	}
 	if err != nil {
 		return 0, errors.Join(fmt.Errorf("write backup: %w", err), os.Remove(f.Name()))

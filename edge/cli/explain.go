@@ -2,13 +2,12 @@ package cli
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/skep-dev/skep/api/skepv1"
 )
@@ -19,21 +18,14 @@ func (a *app) explainCommand() *cobra.Command {
 		Short: "Say why the tasks of a service are where they are, or are not running",
 		Args:  args(1, 1),
 		RunE: func(c *cobra.Command, given []string) error {
-			d, _, err := a.manager(c.Context())
+			var e skepv1.ExplainResponse
+			d, data, err := a.ask(c.Context(), http.MethodGet, "/skep/v1/explain", url.Values{"target": given}, nil, &e)
 			if err != nil {
 				return err
 			}
 			defer d.Close() //nolint:errcheck // only idle connections
-			data, err := get(c.Context(), d, "/skep/v1/explain", url.Values{"target": given})
-			if err != nil {
-				return errors.New(strings.TrimPrefix(err.Error(), "rpc error: code = NotFound desc = "))
-			}
 			if a.json {
 				return a.printJSON(json.RawMessage(data))
-			}
-			var e skepv1.ExplainResponse
-			if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, &e); err != nil {
-				return fmt.Errorf("read explanation: %w", err)
 			}
 			a.printExplanation(&e)
 			return nil

@@ -15,6 +15,8 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 )
 
 // endpoint is where a daemon's API is and how to speak with it.
@@ -99,6 +101,25 @@ func unreachable(c *client.Client, err error) error {
 		return err
 	}
 	return fmt.Errorf("no daemon answers at %s: is it running? start one with `skep up`, or choose another with -H or SKEP_HOST", c.DaemonHost())
+}
+
+// ask calls an endpoint of a manager that answers with a message of skep.v1. It returns the
+// connection, which the caller closes, and the answer's JSON as well.
+func (a *app) ask(ctx context.Context, method, path string, query url.Values, body any, answer proto.Message) (*client.Client, []byte, error) {
+	d, _, err := a.manager(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	data, err := call(ctx, d, method, path, query, body)
+	if err == nil {
+		err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, answer)
+	} else if _, text, ok := strings.Cut(err.Error(), " desc = "); ok {
+		err = errors.New(text) // without the words that the transport adds
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, d.Close())
+	}
+	return d, data, nil
 }
 
 // get reads one of Skep's own endpoints, which the docker client does not know.

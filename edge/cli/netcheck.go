@@ -2,15 +2,12 @@ package cli
 
 import (
 	"encoding/json"
-	"errors"
-	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/skep-dev/skep/api/skepv1"
 )
@@ -26,23 +23,16 @@ found. The exit code is 1 if anything differed, even if it was mended, if someth
 be mended, or if a node did not answer.`,
 		Args: args(0, 1),
 		RunE: func(c *cobra.Command, given []string) error {
-			d, _, err := a.manager(c.Context())
-			if err != nil {
-				return err
-			}
-			defer d.Close() //nolint:errcheck // only idle connections
 			query := url.Values{}
 			if len(given) > 0 {
 				query.Set("target", given[0])
 			}
-			data, err := call(c.Context(), d, http.MethodPost, "/skep/v1/networks/check", query, nil)
-			if err != nil {
-				return errors.New(strings.TrimPrefix(err.Error(), "rpc error: code = NotFound desc = "))
-			}
 			var report skepv1.CheckNetworksResponse
-			if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, &report); err != nil {
-				return fmt.Errorf("read report: %w", err)
+			d, data, err := a.ask(c.Context(), http.MethodPost, "/skep/v1/networks/check", query, nil, &report)
+			if err != nil {
+				return err
 			}
+			defer d.Close() //nolint:errcheck // only idle connections
 			if a.json {
 				err = a.printJSON(json.RawMessage(data))
 			} else {

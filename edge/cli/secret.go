@@ -9,11 +9,9 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/model"
@@ -84,23 +82,12 @@ func (w *rotationWait) flags(c *cobra.Command) {
 
 // rotate calls one of the two endpoints and waits until the services have converged.
 func (a *app) rotate(ctx context.Context, w rotationWait, secret, action string, body any) error {
-	d, _, err := a.manager(ctx)
+	var answer skepv1.RotateSecretResponse
+	d, data, err := a.ask(ctx, http.MethodPost, "/skep/v1/secrets/"+url.PathEscape(secret)+"/"+action, nil, body, &answer)
 	if err != nil {
 		return err
 	}
 	defer d.Close() //nolint:errcheck // only idle connections
-	data, err := call(ctx, d, http.MethodPost, "/skep/v1/secrets/"+url.PathEscape(secret)+"/"+action, nil, body)
-	if err != nil {
-		_, text, _ := strings.Cut(err.Error(), " desc = ")
-		if text == "" {
-			text = err.Error()
-		}
-		return errors.New(text)
-	}
-	var answer skepv1.RotateSecretResponse
-	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, &answer); err != nil {
-		return fmt.Errorf("read what was rotated: %w", err)
-	}
 	var ids []string
 	for _, s := range answer.GetServices() {
 		if !s.GetJob() {

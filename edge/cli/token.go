@@ -10,10 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api/skepv1"
 )
@@ -42,7 +39,7 @@ skep up --join TOKEN ADDR, or docker swarm join --token TOKEN ADDR.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			body := map[string]any{"role": role, "ttl": fmt.Sprintf("%.9fs", ttl.Seconds()), "uses": uses, "labels": labelMap(labels)}
 			var answer skepv1.CreateTokenResponse
-			d, data, err := a.tokens(c, http.MethodPost, tokensPath, body, &answer)
+			d, data, err := a.ask(c.Context(), http.MethodPost, tokensPath, nil, body, &answer)
 			if err != nil {
 				return err
 			}
@@ -74,7 +71,7 @@ func (a *app) tokenLsCommand() *cobra.Command {
 		Args:  args(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			var answer skepv1.ListTokensResponse
-			d, data, err := a.tokens(c, http.MethodGet, tokensPath, nil, &answer)
+			d, data, err := a.ask(c.Context(), http.MethodGet, tokensPath, nil, nil, &answer)
 			if err != nil {
 				return err
 			}
@@ -113,7 +110,7 @@ func (a *app) tokenRmCommand() *cobra.Command {
 			var errs []error
 			for _, id := range given {
 				var answer skepv1.RemoveTokenResponse
-				d, _, err := a.tokens(c, http.MethodDelete, tokensPath+"/"+url.PathEscape(id), nil, &answer)
+				d, _, err := a.ask(c.Context(), http.MethodDelete, tokensPath+"/"+url.PathEscape(id), nil, nil, &answer)
 				if err != nil {
 					errs = append(errs, err)
 					continue
@@ -124,24 +121,6 @@ func (a *app) tokenRmCommand() *cobra.Command {
 			return errors.Join(errs...)
 		},
 	}
-}
-
-// tokens calls an endpoint of a manager and reads its answer.
-func (a *app) tokens(c *cobra.Command, method, path string, body any, answer proto.Message) (*client.Client, []byte, error) {
-	d, _, err := a.manager(c.Context())
-	if err != nil {
-		return nil, nil, err
-	}
-	data, err := call(c.Context(), d, method, path, nil, body)
-	if err == nil {
-		err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, answer)
-	} else if _, text, ok := strings.Cut(err.Error(), " desc = "); ok {
-		err = errors.New(text)
-	}
-	if err != nil {
-		return nil, nil, errors.Join(err, d.Close())
-	}
-	return d, data, nil
 }
 
 func howMany(t *skepv1.TokenInfo) string {

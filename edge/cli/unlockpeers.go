@@ -33,7 +33,7 @@ remove such a node at once, or rotate the unlock key.`,
 				return fmt.Errorf("%q must be on, off or status", given[0])
 			}
 			var answer skepv1.UnlockState
-			d, data, err := a.tokens(c, method, unlockingPath, body, &answer)
+			d, data, err := a.ask(c.Context(), method, unlockingPath, nil, body, &answer)
 			if err != nil {
 				return err
 			}

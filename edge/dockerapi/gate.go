@@ -3,7 +3,6 @@ package dockerapi
 import (
 	"context"
 	"net/http"
-	"time"
 
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/platform/audit"
@@ -57,7 +56,6 @@ func (a *API) gate(r *http.Request, method, pattern string) (*http.Request, func
 	return r, func(status int) {
 		record.Status, record.Outcome, record.Object = status, outcomeOf(status), object
 		if grant.recorded || record.Outcome == audit.Refused {
-			record.Time = time.Time{}
 			a.record(record)
 		}
 	}, nil
