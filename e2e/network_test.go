@@ -70,7 +70,7 @@ func testNames(t *testing.T, s *swarm, m string) {
 			name := ""
 			for _, task := range s.wantRunning(t, m, "api", len(s.nodes), 30*time.Second) {
 				if task.Node == one.Name {
-					name = fmt.Sprintf("api.%s.%s", nodeID(t, s, m, one.Name), task.ID)
+					name = fmt.Sprintf("api.%s.%s", s.nodeID(t, m, one.Name), task.ID)
 				}
 			}
 			out, err := s.exec(t, n.Name, "probe", "/bin/testapp", "get", "http://"+name+"/")
@@ -106,11 +106,6 @@ func testNames(t *testing.T, s *swarm, m string) {
 	if len(hosts) != len(s.nodes) {
 		t.Errorf("%d tasks answered by name, want %d: %v", len(hosts), len(s.nodes), hosts)
 	}
-}
-
-func nodeID(t *testing.T, s *swarm, m, name string) string {
-	t.Helper()
-	return s.docker(t, m, "node", "inspect", "--format", "{{.ID}}", name)
 }
 
 func testMesh(t *testing.T, s *swarm, m string) {
