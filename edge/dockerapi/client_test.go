@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
 )
@@ -120,6 +121,26 @@ func wait(t *testing.T, ok func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatal("it did not happen within 10 s")
 		}
+	}
+}
+
+// TestEventsSinceTheSwarmBegan wants what follows an init at once to be remembered: it was
+// not until the node looked whether it had become a manager.
+func TestEventsSinceTheSwarmBegan(t *testing.T) {
+	c := newClient(t, newDaemon(t, false))
+	must[client.SwarmInitResult](t)(c.SwarmInit(t.Context(), client.SwarmInitOptions{ListenAddr: "0.0.0.0:2377"}))
+	spec := swarm.ConfigSpec{Annotations: swarm.Annotations{Name: "early"}, Data: []byte("x")}
+	must[client.ConfigCreateResult](t)(c.ConfigCreate(t.Context(), client.ConfigCreateOptions{Spec: spec}))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	stream := c.Events(ctx, client.EventsListOptions{Since: "1", Filters: make(client.Filters).Add("type", "config")})
+	select {
+	case m := <-stream.Messages:
+		if m.Action != events.ActionCreate || m.Actor.Attributes["name"] != "early" {
+			t.Errorf("event %+v", m)
+		}
+	case err := <-stream.Err:
+		t.Error(err)
 	}
 }
 

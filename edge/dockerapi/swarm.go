@@ -36,6 +36,7 @@ func (a *API) initSwarm(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	a.past.restart(a.follow)
 	return httpapi.WriteJSON(w, http.StatusOK, id)
 }
 
@@ -44,7 +45,11 @@ func (a *API) joinSwarm(w http.ResponseWriter, r *http.Request) error {
 	if err := httpapi.ReadJSON(w, r, &req); err != nil {
 		return err
 	}
-	return a.swarm.Join(r.Context(), req)
+	if err := a.swarm.Join(r.Context(), req); err != nil {
+		return err
+	}
+	a.past.restart(a.follow)
+	return nil
 }
 
 func (a *API) leaveSwarm(_ http.ResponseWriter, r *http.Request) error {
@@ -59,6 +64,9 @@ func (a *API) unlockSwarm(w http.ResponseWriter, r *http.Request) error {
 	err := a.swarm.Unlock(r.Context(), req)
 	if model.KindOf(err) == model.Denied {
 		return httpapi.Errorf(http.StatusUnauthorized, "%s", err)
+	}
+	if err == nil {
+		a.past.restart(a.follow)
 	}
 	return err
 }

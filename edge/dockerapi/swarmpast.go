@@ -13,8 +13,8 @@ import (
 // are forgotten. Docker's engine keeps as many.
 const maxPast = 256
 
-// rememberSoon is how often a node that is no manager looks whether it has become one:
-// what happens before it has noticed is not remembered.
+// rememberSoon is how often a node looks whether others made it a manager: what happens
+// before it has noticed is not remembered. One that was told to be one here knows at once.
 const rememberSoon = 100 * time.Millisecond
 
 // swarmPast holds the swarm's last events, for streams that ask for what has happened.
@@ -41,13 +41,23 @@ func (a *API) Run(ctx context.Context) error {
 	}
 }
 
-// attach begins to follow this node's state if there is some and nobody follows it.
+// attach begins to follow this node's state if there is some and nobody follows it, and
+// ends when there is none.
 func (p *swarmPast) attach(follow func() follower) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.source.live() {
-		p.source = follow()
+	if now := follow(); !now.live() || !p.source.live() {
+		p.remember()
+		p.source = now
 	}
+}
+
+// restart follows the state that this node has from now on.
+func (p *swarmPast) restart(follow func() follower) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.remember()
+	p.source = follow()
 }
 
 func (p *swarmPast) changed() <-chan struct{} {
@@ -59,6 +69,11 @@ func (p *swarmPast) changed() <-chan struct{} {
 func (p *swarmPast) catchUp() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.remember()
+}
+
+// remember takes what the source tells. Callers hold mu.
+func (p *swarmPast) remember() {
 	if !p.source.live() {
 		return
 	}
