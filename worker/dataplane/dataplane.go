@@ -544,26 +544,20 @@ func (d *Dataplane) leave(id string, l lease) error {
 	x := &drift{repair: true}
 	for _, o := range l.Overlays {
 		if n, c := d.want.Network(o.NetworkID), d.crypts[o.NetworkID]; n != nil && c != nil {
-			errs = append(errs, d.ensureCrypt(n, x))
+			errs = append(errs, d.ensureCrypt(n, x), d.ensureRoutes(o.NetworkID, x))
 		}
 	}
-	errs = append(errs, d.tidyCrypts(x))
-	if d.fabric == nil {
-		return errors.Join(errs...)
+	errs = append(errs, d.forward(moved, true), d.tidyCrypts(x))
+	if d.fabric != nil {
+		errs = append(errs, d.tidySwitch(x))
 	}
-	var entries []netplan.Entry
-	for _, f := range moved {
-		if _, ok := d.fabric.links[f.VNI]; ok {
-			entries = append(entries, f.Entries()...)
-		}
-	}
-	return errors.Join(append(errs, program(d.fabric.ns, d.fabric.links, entries, true), d.tidySwitch(x))...)
+	return errors.Join(errs...)
 }
 
 // tidySwitch removes the networks that no container of this node is on, and the switch
 // with the last one. Callers hold mu.
 func (d *Dataplane) tidySwitch(x *drift) error {
-	needed := d.needed()
+	needed, _ := d.needed()
 	if len(needed) == 0 {
 		if !x.repair {
 			return nil

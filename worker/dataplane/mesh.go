@@ -3,6 +3,7 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
@@ -165,6 +166,7 @@ type mesh struct {
 	keepers map[netip.Addr]bool
 	held    map[meshPort][]*reservation
 	taken   map[meshPort]taker
+	refused string  // why there is no mesh on this node; empty if there may be one
 	moved   bool    // a port was taken, or given up, since the rules were written
 	v4, v6  watched // v6 has no rules unless the ingress network has IPv6
 }
@@ -315,17 +317,23 @@ func changeMesh(ns netns.NsHandle, t *nftables.Table, ports []netplan.Published,
 func (d *Dataplane) ensureMesh(x *drift) error {
 	in := d.want.Ingress()
 	addr, err := netip.ParsePrefix(d.want.Node().GetIngressAddr())
-	if in == nil || err != nil || in.GetEncrypted() {
+	if in == nil || err != nil {
 		return d.removeMesh(x)
 	}
-	if d.fabric == nil {
+	if refused := d.refuseCrypt(in); refused != nil {
+		d.sayNoMesh(refused, x)
+		return d.removeMesh(x)
+	}
+	f := d.fabricOf(in)
+	if f == nil {
 		return nil
 	}
-	bridge, ok := d.fabric.links[netplan.VNI(in, addr.Addr())]
+	bridge, ok := f.links[netplan.VNI(in, addr.Addr())]
 	if !ok {
 		return nil // named already
 	}
-	if err := d.ensureLeg(bridge.bridge, addr, x); err != nil {
+	d.mesh.refused = ""
+	if err := d.ensureLeg(f, bridge.bridge, addr, x); err != nil {
 		return err
 	}
 	if d.mesh.ports == nil {
@@ -350,13 +358,13 @@ func (d *Dataplane) ensureMesh(x *drift) error {
 }
 
 // ensureLeg makes or mends the pair of links between host and ingress network.
-func (d *Dataplane) ensureLeg(bridge int, addr netip.Prefix, x *drift) error {
-	f, name := d.fabric, d.ingressLink()
+func (d *Dataplane) ensureLeg(f *fabric, bridge int, addr netip.Prefix, x *drift) error {
+	name := d.ingressLink()
 	_, _, mtu, err := d.underlay()
 	if err != nil {
 		return err
 	}
-	mtu = mtuOf(d.want.Ingress(), mtu)
+	mtu = insideMTU(d.want.Ingress(), mtu)
 	outer, err := f.find("ingress")
 	if err != nil {
 		return err
@@ -377,7 +385,7 @@ func (d *Dataplane) ensureLeg(bridge int, addr netip.Prefix, x *drift) error {
 		if !x.add(kindLink, "routing mesh: link %s is missing", name) {
 			return nil
 		}
-		if leg, outer, err = d.makeLeg(bridge, mtu, mac, leg, outer); err != nil {
+		if leg, outer, err = d.makeLeg(f, bridge, mtu, mac, leg, outer); err != nil {
 			return err
 		}
 	}
@@ -390,8 +398,8 @@ func (d *Dataplane) ensureLeg(bridge int, addr netip.Prefix, x *drift) error {
 }
 
 // makeLeg adds the pair of links; one of leg and outer may be left of a former pair.
-func (d *Dataplane) makeLeg(bridge, mtu int, mac [6]byte, leg, outer netlink.Link) (netlink.Link, netlink.Link, error) {
-	name, f := d.ingressLink(), d.fabric
+func (d *Dataplane) makeLeg(f *fabric, bridge, mtu int, mac [6]byte, leg, outer netlink.Link) (netlink.Link, netlink.Link, error) {
+	name := d.ingressLink()
 	var errs []error
 	if leg != nil {
 		errs = append(errs, d.host.LinkDel(leg))
@@ -487,6 +495,19 @@ func forward6() error {
 	return sysctl(all, "1")
 }
 
+// sayNoMesh says why this node takes no part in the routing mesh, once in the log, and whenever
+// it is asked.
+func (d *Dataplane) sayNoMesh(why error, x *drift) {
+	text := "routing mesh: no port is published on this node: " + why.Error()
+	if d.mesh.refused != text {
+		d.cfg.Log.Warn("node takes no part in the routing mesh: its published ports lead nowhere", slog.Any("error", why))
+	}
+	d.mesh.refused = text
+	if !x.repair { // nothing that could be mended
+		x.found = append(x.found, text)
+	}
+}
+
 // removeMesh removes what ensureMesh made.
 func (d *Dataplane) removeMesh(x *drift) error {
 	leg, err := d.host.LinkByName(d.ingressLink())
@@ -504,7 +525,9 @@ func (d *Dataplane) removeMesh(x *drift) error {
 		errs = append(errs, d.meshRules(f, nil, nil).remove(d.hostNS))
 	}
 	d.open(nil)
+	refused := d.mesh.refused
 	d.mesh = newMesh()
+	d.mesh.refused = refused
 	return errors.Join(errs...)
 }
 
