@@ -89,12 +89,16 @@ func (m *Manager) found(tx *store.Tx) error {
 	if restored || tx.Snapshot().IDByName(model.Networks, "ingress") != "" {
 		return nil
 	}
-	return tx.Create(&api.Network{Id: m.newID(), Spec: &api.NetworkSpec{
+	spec := &api.NetworkSpec{
 		Annotations:  &api.Annotations{Name: "ingress"},
 		Ingress:      true,
 		DriverConfig: &api.Driver{},
 		Ipam:         &api.IPAMOptions{Driver: &api.Driver{}},
-	}})
+	}
+	if model.EncryptsAll(m.boot.Spec) {
+		model.Encrypt(spec)
+	}
+	return tx.Create(&api.Network{Id: m.newID(), Spec: spec})
 }
 
 // cluster makes the cluster object with SwarmKit's defaults.

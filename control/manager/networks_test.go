@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/control/replica"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
 )
@@ -160,4 +161,20 @@ func TestFoundersMakeAnIngressNetwork(t *testing.T) {
 			return ""
 		})
 	})
+}
+
+// TestFoundersEncryptTheIngressNetwork: a swarm that encrypts all does so from the start.
+func TestFoundersEncryptTheIngressNetwork(t *testing.T) {
+	for value, want := range map[string]bool{"": false, model.EncryptAll: true} {
+		state := replica.NewMemory(store.Empty())
+		spec := &api.ClusterSpec{Annotations: &api.Annotations{Labels: map[string]string{model.EncryptLabel: value}}}
+		m := New(Config{State: state, NodeID: "node00", Bootstrap: &Bootstrap{ClusterID: "cluster", RootCA: &api.RootCA{}, Spec: spec}})
+		if err := m.bootstrap(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		v := state.View()
+		if n := v.Network(v.IDByName(model.Networks, "ingress")); n == nil || model.Encrypted(n) != want {
+			t.Errorf("%s=%q: the ingress network is %v", model.EncryptLabel, value, n)
+		}
+	}
 }

@@ -46,8 +46,8 @@ func TestEncryptAll(t *testing.T) {
 	if !model.Encrypted(made(&api.NetworkSpec{Annotations: &api.Annotations{Name: "after"}})) {
 		t.Error("a network is not encrypted in a swarm that encrypts all")
 	}
-	if model.Encrypted(made(&api.NetworkSpec{Annotations: &api.Annotations{Name: "ingress"}, Ingress: true})) {
-		t.Error("the ingress network is encrypted")
+	if !model.Encrypted(made(&api.NetworkSpec{Annotations: &api.Annotations{Name: "ingress"}, Ingress: true})) {
+		t.Error("the ingress network is not encrypted in a swarm that encrypts all")
 	}
 }
 

@@ -75,8 +75,8 @@ func (o *Ops) CreateNetwork(ctx context.Context, req *api.CreateNetworkRequest) 
 	}
 	n := &api.Network{Id: id, Spec: spec}
 	err = o.update(ctx, func(tx *store.Tx) error {
-		if tx.Snapshot().Cluster().GetSpec().GetAnnotations().GetLabels()[model.EncryptLabel] == model.EncryptAll && !spec.GetIngress() {
-			encrypt(spec)
+		if model.EncryptsAll(tx.Snapshot().Cluster().GetSpec()) {
+			model.Encrypt(spec)
 		}
 		if other := ingressNetwork(tx.Snapshot()); other != nil && model.Ingress(n) {
 			return model.Errorf(model.Exists, "ingress network (%s) is already present", other.GetId())
@@ -116,9 +116,6 @@ func validateNetwork(spec *api.NetworkSpec) error {
 	case driver != "" && driver != "overlay":
 		return notFoundPlugin(driver)
 	}
-	if _, on := spec.GetDriverConfig().GetOptions()[model.EncryptedOption]; on && spec.GetIngress() {
-		return model.Errorf(model.Unimplemented, "network %s: an encrypted ingress network is not implemented by skep yet: create it without --opt encrypted", name)
-	}
 	if driver := spec.GetIpam().GetDriver().GetName(); driver != "" && driver != "default" {
 		return notFoundPlugin(driver)
 	}
@@ -129,19 +126,6 @@ func validateNetwork(spec *api.NetworkSpec) error {
 		return err
 	}
 	return alloc.Check(spec)
-}
-
-// encrypt asks for encryption of a network that is being made.
-func encrypt(spec *api.NetworkSpec) {
-	if spec.GetDriverConfig() == nil {
-		spec.DriverConfig = new(api.Driver)
-	}
-	if spec.GetDriverConfig().GetOptions() == nil {
-		spec.DriverConfig.Options = map[string]string{}
-	}
-	if _, on := spec.GetDriverConfig().GetOptions()[model.EncryptedOption]; !on {
-		spec.DriverConfig.Options[model.EncryptedOption] = ""
-	}
 }
 
 func notFoundPlugin(name string) error {

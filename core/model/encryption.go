@@ -42,12 +42,30 @@ const (
 	// EncryptLabel on the swarm's spec says which new overlays are encrypted that did not
 	// ask for it: EncryptAll, or none.
 	EncryptLabel = "skep.encrypt"
-	// EncryptAll is its value for all but the ingress network.
+	// EncryptAll is its value for all of them, the ingress network included.
 	EncryptAll = "all"
 	// RotateLabel on the swarm's spec is a number that people count up to have the keys of
 	// encrypted networks changed.
 	RotateLabel = "skep.encrypt.rotate"
 )
+
+// EncryptsAll reports whether new overlays of a swarm with these settings are encrypted.
+func EncryptsAll(c *api.ClusterSpec) bool {
+	return c.GetAnnotations().GetLabels()[EncryptLabel] == EncryptAll
+}
+
+// Encrypt asks for encryption of a network that is being made.
+func Encrypt(spec *api.NetworkSpec) {
+	if spec.GetDriverConfig() == nil {
+		spec.DriverConfig = new(api.Driver)
+	}
+	if spec.GetDriverConfig().GetOptions() == nil {
+		spec.DriverConfig.Options = map[string]string{}
+	}
+	if _, on := spec.GetDriverConfig().GetOptions()[EncryptedOption]; !on {
+		spec.DriverConfig.Options[EncryptedOption] = ""
+	}
+}
 
 // Encrypted reports whether encryption was asked for when a network was made.
 func Encrypted(n *api.Network) bool {

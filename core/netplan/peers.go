@@ -1,6 +1,7 @@
 package netplan
 
 import (
+	"crypto/sha256"
 	"maps"
 	"net/netip"
 	"slices"
@@ -21,6 +22,20 @@ type Peer struct {
 	Preshared []byte
 	// Addresses are those of its endpoints, sorted.
 	Addresses []netip.Addr
+}
+
+// TunnelNetwork is where the tunnels of an encrypted ingress network have their addresses.
+// Nothing outside of its namespaces ever sees one.
+func TunnelNetwork() netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 's', 'k', 'e', 'p'}), 48)
+}
+
+// TunnelAddr returns a node's address among tunnels, which follows from its id: nobody has to
+// give it out.
+func TunnelAddr(nodeID string) netip.Addr {
+	a, sum := TunnelNetwork().Addr().As16(), sha256.Sum256([]byte(nodeID))
+	copy(a[6:], sum[:])
+	return netip.AddrFrom16(a)
 }
 
 // Peers returns the other nodes of an encrypted network, in the order of their ids. An
@@ -122,11 +137,17 @@ func (s *State) encrypted(u *skepv1.NetworkUpdate) []string {
 	for _, k := range u.GetRemovedPeers() {
 		note(k.GetNetworkId())
 	}
+	// What is behind a node of the ingress network makes no difference to encryption.
+	behind := func(id string) {
+		if !s.networks[id].GetIngress() {
+			note(id)
+		}
+	}
 	for _, e := range u.GetEndpoints() {
-		note(e.GetKey().GetNetworkId())
+		behind(e.GetKey().GetNetworkId())
 	}
 	for _, k := range u.GetRemovedEndpoints() {
-		note(k.GetNetworkId())
+		behind(k.GetNetworkId())
 	}
 	return slices.Sorted(maps.Keys(ids))
 }

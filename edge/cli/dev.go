@@ -57,6 +57,7 @@ func needRoot(what string) error {
 
 func (a *app) devUp(o *devOptions) *cobra.Command {
 	var managers, workers int
+	var encrypt bool
 	var timeout time.Duration
 	var daemonArgs []string
 	c := &cobra.Command{
@@ -71,7 +72,7 @@ func (a *app) devUp(o *devOptions) *cobra.Command {
 			defer cancel()
 			cfg := a.devConfig(o)
 			cfg.DaemonArgs = daemonArgs
-			s, err := devnet.Up(ctx, cfg, o.name, managers, workers, a.form)
+			s, err := devnet.Up(ctx, cfg, o.name, managers, workers, func(ctx context.Context, s *devnet.Swarm) error { return a.form(ctx, s, encrypt) })
 			if err != nil {
 				if _, known := devnet.Open(cfg, o.name); known == nil && c.Context().Err() == nil {
 					return hint(err, fmt.Sprintf("what was started is left for a look; remove it with `skep dev down --name %s`", o.name))
@@ -88,6 +89,7 @@ func (a *app) devUp(o *devOptions) *cobra.Command {
 	}
 	c.Flags().IntVar(&managers, "managers", 1, "number of managers")
 	c.Flags().IntVar(&workers, "workers", 2, "number of workers")
+	c.Flags().BoolVar(&encrypt, "encrypt-all", false, "encrypt every overlay network of the swarm")
 	c.Flags().DurationVar(&timeout, "timeout", 3*time.Minute, "give up after this time")
 	c.Flags().StringArrayVar(&daemonArgs, "daemon-arg", nil, "argument for every node's daemon, e.g. --daemon-arg=--debug (repeatable)")
 	return c
@@ -102,7 +104,7 @@ func nameFlag(name string) string {
 
 // form makes one swarm of started nodes: the first begins it, the other managers join
 // one after the other, the workers all at once.
-func (a *app) form(ctx context.Context, s *devnet.Swarm) error {
+func (a *app) form(ctx context.Context, s *devnet.Swarm, encrypt bool) error {
 	first := s.Nodes[0]
 	c, err := dial(endpoint{host: "unix://" + first.Socket})
 	if err != nil {
@@ -110,6 +112,7 @@ func (a *app) form(ctx context.Context, s *devnet.Swarm) error {
 	}
 	defer c.Close() //nolint:errcheck // only idle connections
 	if _, err := c.SwarmInit(ctx, client.SwarmInitOptions{
+		Spec:       swarmSpec(encrypt),
 		ListenAddr: first.Addr + ":2377", AdvertiseAddr: first.Addr, Availability: swarm.NodeAvailabilityActive,
 		DefaultAddrPool: []netip.Prefix{}, SubnetSize: 24,
 	}); err != nil {

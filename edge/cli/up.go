@@ -82,7 +82,7 @@ context "skep" for it. A node that is up already is left as it is.`,
 	o.daemon.flags(c.Flags())
 	c.Flags().StringVar(&o.join, "join", "", "join the swarm of this token instead of beginning one")
 	c.Flags().BoolVar(&o.noSwarm, "no-swarm", false, "neither begin nor join a swarm")
-	c.Flags().BoolVar(&o.encrypt, "encrypt-all", false, "encrypt every overlay network of the new swarm, as if made with --opt encrypted")
+	c.Flags().BoolVar(&o.encrypt, "encrypt-all", false, "encrypt every overlay network of the new swarm, the ingress network too, as if made with --opt encrypted")
 	c.Flags().StringVar(&o.unit, "unit", "skep", "name of the systemd unit")
 	c.Flags().DurationVar(&o.timeout, "timeout", 2*time.Minute, "give up after this time")
 	return c
@@ -250,18 +250,22 @@ func (a *app) enlist(ctx context.Context, c *client.Client, o upOptions, manager
 		return advertiseHint(err, "join the swarm")
 	}
 	a.say("beginning a swarm")
-	var spec swarm.Spec
-	if o.encrypt {
-		spec.Labels = map[string]string{model.EncryptLabel: model.EncryptAll}
-	}
 	if _, err := c.SwarmInit(ctx, client.SwarmInitOptions{
-		Spec:       spec,
+		Spec:       swarmSpec(o.encrypt),
 		ListenAddr: o.daemon.ListenAddr, AdvertiseAddr: o.daemon.AdvertiseAddr, Availability: swarm.NodeAvailabilityActive,
 		DefaultAddrPool: []netip.Prefix{}, SubnetSize: 24,
 	}); err != nil {
 		return advertiseHint(err, "begin a swarm")
 	}
 	return awaitReady(ctx, c, 1)
+}
+
+// swarmSpec is the specification of a new swarm.
+func swarmSpec(encrypt bool) (spec swarm.Spec) {
+	if encrypt {
+		spec.Labels = map[string]string{model.EncryptLabel: model.EncryptAll}
+	}
+	return spec
 }
 
 func advertiseHint(err error, what string) error {

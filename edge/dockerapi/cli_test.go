@@ -133,7 +133,6 @@ func TestTour(t *testing.T) {
 	d.fails("network with name x already exists", "network", "create", "-d", "overlay", "x")
 	d.fails("Pool overlaps with other one on this address space", "network", "create", "-d", "overlay", "--subnet", "10.9.1.0/24", "y")
 	d.run("network", "create", "-d", "overlay", "--opt", "encrypted", "sealed")
-	d.fails("an encrypted ingress network is not implemented by skep yet", "network", "create", "-d", "overlay", "--ingress", "--opt", "encrypted", "y")
 	d.fails("is neither esp nor wireguard", "network", "create", "-d", "overlay", "--opt", "encrypted", "--opt", "skep.encryption=rot13", "y")
 	d.fails("is not a port", "network", "create", "-d", "overlay", "--opt", "encrypted", "--opt", "skep.encryption.port=22", "y")
 	d.fails(`plugin "odd" not found`, "network", "create", "-d", "odd", "--scope", "swarm", "y")

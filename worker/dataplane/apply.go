@@ -66,21 +66,33 @@ func (d *Dataplane) apply(u *skepv1.NetworkUpdate) error {
 // forward programs the ways to some endpoints, or removes them where nothing else is in
 // their place by now. Callers hold mu.
 func (d *Dataplane) forward(list []netplan.Forward, put bool) error {
-	if d.fabric == nil {
-		return nil
-	}
-	var entries []netplan.Entry
+	entries := map[*fabric][]netplan.Entry{}
 	for _, f := range list {
-		if _, served := d.fabric.links[f.VNI]; !served {
+		n := d.want.Network(f.Network)
+		in := d.fabricOf(n)
+		if in == nil || in.routed || in.links[f.VNI] == (segmentLinks{}) {
 			continue
 		}
 		if put {
-			entries = append(entries, f.Entries()...)
+			entries[in] = append(entries[in], entriesOf(n, f)...)
 		} else {
-			entries = append(entries, d.want.Stale(f)...)
+			entries[in] = append(entries[in], d.want.Stale(f)...)
 		}
 	}
-	return program(d.fabric.ns, d.fabric.links, entries, put)
+	var errs []error
+	for in, list := range entries {
+		errs = append(errs, program(in.ns, in.links, list, put))
+	}
+	return errors.Join(errs...)
+}
+
+// entriesOf returns what the way to an endpoint becomes in the kernel: through a tunnel, nodes
+// are known by their addresses there.
+func entriesOf(n *skepv1.OverlayNetwork, f netplan.Forward) []netplan.Entry {
+	if inTunnel(n) {
+		f.Node = netplan.TunnelAddr(f.NodeID)
+	}
+	return f.Entries()
 }
 
 // balance changes services in the sandboxes of their networks. Callers hold mu.
@@ -141,8 +153,8 @@ func (d *Dataplane) end(list []netplan.End) error {
 		}
 		errs = append(errs, endFlows(ns, g), ns.Close())
 	}
-	if in := d.want.Ingress(); in != nil && d.mesh.space != nil && len(byNetwork[in.GetId()]) > 0 {
-		errs = append(errs, endFlows(d.mesh.space.ns, byNetwork[in.GetId()]))
+	if in := d.want.Ingress(); in != nil && len(byNetwork[in.GetId()]) > 0 {
+		errs = append(errs, endFlows(d.hostNS, byNetwork[in.GetId()]))
 	}
 	return errors.Join(errs...)
 }
@@ -150,7 +162,7 @@ func (d *Dataplane) end(list []netplan.End) error {
 // converge compares everything with the plan and mends it if x allows. Callers hold mu.
 func (d *Dataplane) converge(x *drift) error {
 	var errs []error
-	needed := d.needed()
+	needed, encrypted := d.needed()
 	if len(needed) > 0 {
 		f, err := d.openSwitch()
 		if err != nil {
@@ -162,8 +174,6 @@ func (d *Dataplane) converge(x *drift) error {
 		}
 		errs = append(errs, d.syncForwards(f, needed, x))
 	}
-	// Once before the links of the containers, and once with them.
-	encrypted := d.cryptNeeded()
 	for _, n := range encrypted {
 		x.at(n.GetId())
 		errs = append(errs, d.ensureCrypt(n, x))
@@ -172,15 +182,14 @@ func (d *Dataplane) converge(x *drift) error {
 		x.at(d.sandboxes[id].networks()...)
 		errs = append(errs, d.ensureSandbox(d.sandboxes[id], x))
 	}
-	for _, n := range encrypted {
+	for _, n := range encrypted { // now that the links are there
 		x.at(n.GetId())
-		errs = append(errs, d.ensureCrypt(n, x))
+		errs = append(errs, d.ensureRoutes(n.GetId(), x))
 	}
-	x.at()
-	errs = append(errs, d.tidyCrypts(x))
 	x.at(d.want.Ingress().GetId())
 	errs = append(errs, d.ensureMesh(x))
 	x.at()
+	errs = append(errs, d.tidyCrypts(x))
 	if len(needed) > 0 {
 		errs = append(errs, d.tidySwitch(x))
 	} else if d.fabric != nil && x.repair {

@@ -412,7 +412,7 @@ func withoutBridges(u *skepv1.NetworkUpdate) *skepv1.NetworkUpdate {
 // ensureBridgeNetwork makes or mends the bridge of a network of this node. Callers hold mu.
 func (d *Dataplane) ensureBridgeNetwork(f *fabric, n *skepv1.OverlayNetwork, x *drift) error {
 	vni := n.GetSubnets()[0].GetVni()
-	link, err := f.ensureBridge(vni, mtuOf(n, plainMTU), x, "network "+n.GetName())
+	link, err := f.ensureBridge(vni, insideMTU(n, 0), x, "network "+n.GetName())
 	if err != nil || link == nil {
 		return err
 	}

@@ -46,12 +46,14 @@ type tunnel interface {
 }
 
 // crypt is an encrypted network on this node: a namespace of its own that routes between
-// the links of the node's containers and a WireGuard device, and has no other way out.
+// the links of the node's containers and a WireGuard device, and has no other way out. That of
+// the ingress network has a bridge and a VXLAN device instead of routes (inTunnel).
 type crypt struct {
 	*fabric
 
 	id, name string
 	tunnel   tunnel
+	wg       netlink.Link                     // its link when last looked at, nil without one
 	peers    map[wireguard.Key]netip.AddrPort // where the managers say they are
 	unwatch  func()                           // nil while the device's end is not watched for
 }
@@ -140,28 +142,13 @@ func (d *Dataplane) probeWireGuard() error {
 	return errors.Join(err, removeNamespace(path))
 }
 
-// cryptNeeded returns the encrypted networks of this node's containers, sorted.
-func (d *Dataplane) cryptNeeded() []*skepv1.OverlayNetwork {
-	used := map[string]bool{}
-	for _, l := range d.state.Leases {
-		for _, o := range l.Overlays {
-			used[o.NetworkID] = true
-		}
-	}
-	var out []*skepv1.OverlayNetwork
-	for _, id := range d.want.Networks() {
-		if n := d.want.Network(id); used[id] && n.GetEncrypted() {
-			out = append(out, n)
-		}
-	}
-	return out
-}
-
 // refuseCrypt says why this node does not serve an encrypted network, nil if it does.
 func (d *Dataplane) refuseCrypt(n *skepv1.OverlayNetwork) error {
 	how := n.GetEncryption()
 	can := slices.Contains(d.encryption, how) || how == model.WireGuard && slices.Contains(d.encryption, model.UserspaceWireGuard)
 	switch {
+	case !n.GetEncrypted():
+		return nil
 	case how != model.WireGuard || n.GetEncryptionPort() == 0:
 		return model.Errorf(model.Unimplemented, "network %s is encrypted by %q, which this node does not know", n.GetName(), how)
 	case !can:
@@ -170,8 +157,7 @@ func (d *Dataplane) refuseCrypt(n *skepv1.OverlayNetwork) error {
 	return nil
 }
 
-// ensureCrypt makes or mends the namespace, device and routes of an encrypted network.
-// Callers hold mu.
+// ensureCrypt makes or mends namespace and device of an encrypted network. Callers hold mu.
 func (d *Dataplane) ensureCrypt(n *skepv1.OverlayNetwork, x *drift) error {
 	if err := d.refuseCrypt(n); err != nil {
 		return err
@@ -184,15 +170,22 @@ func (d *Dataplane) ensureCrypt(n *skepv1.OverlayNetwork, x *drift) error {
 	if err != nil {
 		return err
 	}
-	mtu := mtuOf(n, inside-wireguardExtra)
-	link, err := d.ensureTunnel(c, mtu, x)
-	if err != nil || link == nil {
+	mtu := insideMTU(n, inside)
+	if inTunnel(n) {
+		mtu = max(mtu+vxlanExtra6, leastMTU6)
+	}
+	c.wg, err = d.ensureTunnel(c, mtu, x)
+	if err != nil || c.wg == nil {
 		return err
+	}
+	err = d.ensureDevice(c, n, true, x)
+	if inTunnel(n) {
+		return errors.Join(err, d.ensureVTEP(c, n, x))
 	}
 	for _, g := range netplan.Segments(n) {
 		c.links[g.VNI] = segmentLinks{}
 	}
-	return errors.Join(d.ensureDevice(c, n, true, x), d.ensureRoutes(c, n, link, x))
+	return err
 }
 
 // wireguardExtra is what WireGuard adds to a packet more than VXLAN: 60 and 50 bytes.
@@ -224,23 +217,28 @@ func (d *Dataplane) openCrypt(n *skepv1.OverlayNetwork, x *drift) (*crypt, error
 		return nil, errors.Join(fmt.Errorf("enter network namespace: %w", err), ns.Close())
 	}
 	c := &crypt{
-		fabric: &fabric{ns: ns, h: h, links: map[uint32]segmentLinks{}, routed: true}, id: n.GetId(), name: n.GetName(),
+		fabric: &fabric{ns: ns, h: h, links: map[uint32]segmentLinks{}, routed: !inTunnel(n), sockets: h}, id: n.GetId(), name: n.GetName(),
 		peers: map[wireguard.Key]netip.AddrPort{},
 	}
-	err = within(ns, func() error {
-		// It routes, answers for whom it has a way to, and takes packets from nobody but
-		// those whose way leads back.
-		return sysctls(
-			[2]string{"net/ipv4/ip_forward", "1"}, [2]string{"net/ipv6/conf/all/forwarding", "1"},
-			[2]string{"net/ipv4/conf/all/rp_filter", "1"}, [2]string{"net/ipv4/conf/default/rp_filter", "1"},
-			[2]string{"net/ipv4/conf/all/send_redirects", "0"}, [2]string{"net/ipv4/conf/default/send_redirects", "0"})
-	})
-	if err != nil {
+	setUp := routesOnly
+	if inTunnel(n) {
+		setUp = bridgesOnly
+	}
+	if err := within(ns, setUp); err != nil {
 		c.close()
 		return nil, err
 	}
 	d.crypts[n.GetId()] = c
 	return c, nil
+}
+
+// routesOnly sets up the calling thread's namespace for an encrypted network. It routes, answers
+// for whom it has a way to, and takes packets from nobody but those whose way leads back.
+func routesOnly() error {
+	return sysctls(
+		[2]string{"net/ipv4/ip_forward", "1"}, [2]string{"net/ipv6/conf/all/forwarding", "1"},
+		[2]string{"net/ipv4/conf/all/rp_filter", "1"}, [2]string{"net/ipv4/conf/default/rp_filter", "1"},
+		[2]string{"net/ipv4/conf/all/send_redirects", "0"}, [2]string{"net/ipv4/conf/default/send_redirects", "0"})
 }
 
 // sysctls gives files their values; what the kernel does not have is passed over.
@@ -343,6 +341,9 @@ func (d *Dataplane) device(n *skepv1.OverlayNetwork) (wireguard.Config, map[wire
 		if len(p.Preshared) == len(peer.Preshared) {
 			peer.Preshared = wireguard.Key(p.Preshared)
 		}
+		if inTunnel(n) {
+			p.Addresses = []netip.Addr{netplan.TunnelAddr(p.Node)}
+		}
 		for _, a := range p.Addresses {
 			peer.Allowed = append(peer.Allowed, netip.PrefixFrom(a, a.BitLen()))
 		}
@@ -406,7 +407,7 @@ func (d *Dataplane) updateCrypts(ids []string, all bool) error {
 	var errs []error
 	for _, id := range ids {
 		n, c := d.want.Network(id), d.crypts[id]
-		if n == nil || c == nil || c.tunnel == nil {
+		if n == nil || c == nil || c.wg == nil {
 			continue // nobody here is in it
 		}
 		errs = append(errs, d.ensureDevice(c, n, all, &drift{repair: true}))
@@ -414,13 +415,17 @@ func (d *Dataplane) updateCrypts(ids []string, all bool) error {
 	return errors.Join(errs...)
 }
 
-// ensureRoutes makes the namespace's routes those to the node's own containers, and to
-// everybody else through the device.
-func (d *Dataplane) ensureRoutes(c *crypt, n *skepv1.OverlayNetwork, wg netlink.Link, x *drift) error {
+// ensureRoutes makes the routes of a namespace that routes those to the node's own containers,
+// whose links are there, and to everybody else through the device. Callers hold mu.
+func (d *Dataplane) ensureRoutes(id string, x *drift) error {
+	c, n := d.crypts[id], d.want.Network(id)
+	if c == nil || c.wg == nil || !c.routed {
+		return nil // named already, or not one
+	}
 	want := map[netip.Prefix]int{}
 	for _, s := range n.GetSubnets() {
 		if p, err := netip.ParsePrefix(s.GetSubnet()); err == nil {
-			want[p.Masked()] = wg.Attrs().Index
+			want[p.Masked()] = c.wg.Attrs().Index
 		}
 	}
 	var errs []error
@@ -540,7 +545,8 @@ func (p *port) ensureRouted(f *fabric, h *netlink.Handle, link, eth netlink.Link
 // tidyCrypts removes the encrypted networks that no container of this node is on.
 func (d *Dataplane) tidyCrypts(x *drift) error {
 	keep := map[string]bool{}
-	for _, n := range d.cryptNeeded() {
+	_, needed := d.needed()
+	for _, n := range needed {
 		keep[filepath.Base(d.cryptNS(n.GetId()))] = true
 	}
 	entries, err := os.ReadDir(d.cfg.ExecDir)

@@ -97,9 +97,7 @@ type state struct {
 	Address netip.Prefix
 	// Last is the address handed out last; the next comes after it, so that a freed one
 	// rests for as long as possible.
-	Last netip.Addr
-	// Mesh is the routing mesh's address in the local network; zero until it has one.
-	Mesh   netip.Addr
+	Last   netip.Addr
 	Leases map[string]lease // by container id
 }
 
@@ -236,10 +234,6 @@ func (d *Dataplane) Close() error {
 		delete(d.reserved, id)
 	}
 	d.open(nil)
-	if d.mesh.space != nil {
-		d.mesh.space.close()
-		d.mesh.space = nil
-	}
 	if d.fabric != nil {
 		d.fabric.close()
 		d.fabric = nil
@@ -304,7 +298,7 @@ func (d *Dataplane) save() error {
 	if err != nil {
 		return fmt.Errorf("write leases: %w", err)
 	}
-	lasting := state{Address: d.state.Address, Last: d.state.Last, Mesh: d.state.Mesh, Leases: make(map[string]lease, len(d.state.Leases))}
+	lasting := state{Address: d.state.Address, Last: d.state.Last, Leases: make(map[string]lease, len(d.state.Leases))}
 	for id, l := range d.state.Leases {
 		lasting.Leases[id] = lease{Addr: l.Addr, Ports: l.Ports}
 	}
@@ -482,7 +476,7 @@ func mergePorts(had, want []runtime.PortBinding) []runtime.PortBinding {
 // allocate returns a free address. Callers hold mu.
 func (d *Dataplane) allocate() (netip.Addr, error) {
 	prefix := d.state.Address.Masked()
-	used := map[netip.Addr]bool{d.state.Address.Addr(): true, prefix.Addr(): true, broadcast(prefix): true, d.state.Mesh: true}
+	used := map[netip.Addr]bool{d.state.Address.Addr(): true, prefix.Addr(): true, broadcast(prefix): true}
 	for _, l := range d.state.Leases {
 		used[l.Addr] = true
 	}
@@ -550,26 +544,20 @@ func (d *Dataplane) leave(id string, l lease) error {
 	x := &drift{repair: true}
 	for _, o := range l.Overlays {
 		if n, c := d.want.Network(o.NetworkID), d.crypts[o.NetworkID]; n != nil && c != nil {
-			errs = append(errs, d.ensureCrypt(n, x))
+			errs = append(errs, d.ensureCrypt(n, x), d.ensureRoutes(o.NetworkID, x))
 		}
 	}
-	errs = append(errs, d.tidyCrypts(x))
-	if d.fabric == nil {
-		return errors.Join(errs...)
+	errs = append(errs, d.forward(moved, true), d.tidyCrypts(x))
+	if d.fabric != nil {
+		errs = append(errs, d.tidySwitch(x))
 	}
-	var entries []netplan.Entry
-	for _, f := range moved {
-		if _, ok := d.fabric.links[f.VNI]; ok {
-			entries = append(entries, f.Entries()...)
-		}
-	}
-	return errors.Join(append(errs, program(d.fabric.ns, d.fabric.links, entries, true), d.tidySwitch(x))...)
+	return errors.Join(errs...)
 }
 
 // tidySwitch removes the networks that no container of this node is on, and the switch
 // with the last one. Callers hold mu.
 func (d *Dataplane) tidySwitch(x *drift) error {
-	needed := d.needed()
+	needed, _ := d.needed()
 	if len(needed) == 0 {
 		if !x.repair {
 			return nil

@@ -59,7 +59,7 @@ func (d *Dataplane) awaitNetworks(ctx context.Context, overlays []runtime.Overla
 			switch {
 			case n == nil:
 				missing = o.Name
-			case n.GetEncrypted() && d.refuseCrypt(n) != nil:
+			case d.refuseCrypt(n) != nil:
 				refused = d.refuseCrypt(n)
 			case netplan.VNI(n, o.Address.Addr()) == 0:
 				refused = model.Errorf(model.Invalid, "address %s is in no subnet of network %s", o.Address, o.Name)
@@ -81,11 +81,13 @@ func (d *Dataplane) awaitNetworks(ctx context.Context, overlays []runtime.Overla
 func (d *Dataplane) addOverlays(id string, l lease) error {
 	x := &drift{repair: true}
 	moved := d.setLocals(id, l, true)
-	var fresh, encrypted []*skepv1.OverlayNetwork
+	var fresh []*skepv1.OverlayNetwork
 	for _, o := range l.Overlays {
 		n := d.want.Network(o.NetworkID)
 		if n.GetEncrypted() {
-			encrypted = append(encrypted, n)
+			if f := d.fabricOf(n); inTunnel(n) && f != nil && !slices.Contains(f.segments(n), segmentLinks{}) {
+				continue // the node itself is in the network
+			}
 			if err := d.ensureCrypt(n, x); err != nil {
 				return err
 			}
@@ -114,8 +116,8 @@ func (d *Dataplane) addOverlays(id string, l lease) error {
 	}
 	s.lease = l
 	errs := []error{d.ensureSandbox(s, x)}
-	for _, n := range encrypted { // now that its link is there
-		errs = append(errs, d.ensureCrypt(n, x))
+	for _, o := range l.Overlays { // now that its link is there
+		errs = append(errs, d.ensureRoutes(o.NetworkID, x))
 	}
 	return errors.Join(errs...)
 }
@@ -184,13 +186,7 @@ func (d *Dataplane) ensureSandbox(s *sandbox, x *drift) error {
 		if n == nil {
 			continue // removed while in use: the container keeps what it has
 		}
-		p := port{sandbox: s, overlay: o, name: s.interfaceOf(o.NetworkID), vni: netplan.VNI(n, o.Address.Addr()), mtu: mtuOf(n, underlay)}
-		switch {
-		case n.GetEncrypted():
-			p.mtu = mtuOf(n, underlay-wireguardExtra)
-		case isBridge(n):
-			p.mtu = mtuOf(n, plainMTU)
-		}
+		p := port{sandbox: s, overlay: o, name: s.interfaceOf(o.NetworkID), vni: netplan.VNI(n, o.Address.Addr()), mtu: insideMTU(n, underlay)}
 		if err := p.ensure(d.fabricOf(n), ns, h, x); err != nil {
 			errs = append(errs, fmt.Errorf("connect to network %s: %w", n.GetName(), err))
 		}

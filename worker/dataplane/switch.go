@@ -45,6 +45,8 @@ type fabric struct {
 	links map[uint32]segmentLinks
 	// routed is set where containers' links are no ports of a bridge.
 	routed bool
+	// sockets is of the namespace that encapsulated packets leave from and come to.
+	sockets *netlink.Handle
 }
 
 // openFabric makes the switch namespace unless it is there. Callers hold mu and close it.
@@ -61,28 +63,23 @@ func (d *Dataplane) openFabric() (*fabric, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("enter switch namespace: %w", err), ns.Close())
 	}
-	f := &fabric{ns: ns, h: h, links: map[uint32]segmentLinks{}}
+	f := &fabric{ns: ns, h: h, links: map[uint32]segmentLinks{}, sockets: d.host}
 	if !fresh {
 		return f, nil
 	}
-	err = within(ns, func() error {
-		// Bridged frames of networks with the same addresses must not meet in one
-		// connection table, and bridges talk to nobody themselves.
-		for file, value := range map[string]string{
-			"net/bridge/bridge-nf-call-iptables": "0", "net/bridge/bridge-nf-call-ip6tables": "0", "net/bridge/bridge-nf-call-arptables": "0",
-			"net/ipv6/conf/default/disable_ipv6": "1",
-		} {
-			if err := sysctl(file, value); err != nil && !errors.Is(err, unix.ENOENT) {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := within(ns, bridgesOnly); err != nil {
 		f.close()
 		return nil, errors.Join(err, removeNamespace(d.switchNS()))
 	}
 	return f, nil
+}
+
+// bridgesOnly sets up the calling thread's namespace for bridges. Frames of networks with the
+// same addresses must not meet in one connection table, and bridges talk to nobody themselves.
+func bridgesOnly() error {
+	return sysctls(
+		[2]string{"net/bridge/bridge-nf-call-iptables", "0"}, [2]string{"net/bridge/bridge-nf-call-ip6tables", "0"},
+		[2]string{"net/bridge/bridge-nf-call-arptables", "0"}, [2]string{"net/ipv6/conf/default/disable_ipv6", "1"})
 }
 
 func (f *fabric) close() {
@@ -137,12 +134,20 @@ func (d *Dataplane) underlay() (src netip.Addr, port, mtu int, err error) {
 	return src, port, mtu - 70, nil
 }
 
-// mtuOf returns the MTU inside a network.
-func mtuOf(n *skepv1.OverlayNetwork, underlay int) int {
-	if n.GetMtu() != 0 {
+// insideMTU returns the MTU in a network: what it says, else what is left where that much is
+// left inside VXLAN.
+func insideMTU(n *skepv1.OverlayNetwork, vxlan int) int {
+	switch {
+	case n.GetMtu() != 0:
 		return int(n.GetMtu())
+	case isBridge(n):
+		return plainMTU
+	case inTunnel(n):
+		return tunnelMTU(vxlan) - vxlanExtra6
+	case n.GetEncrypted():
+		return vxlan - wireguardExtra
 	}
-	return underlay
+	return vxlan
 }
 
 // ensureNetwork makes or mends bridge and VXLAN device of each segment of a network.
@@ -155,11 +160,18 @@ func (d *Dataplane) ensureNetwork(f *fabric, n *skepv1.OverlayNetwork, x *drift)
 	if err != nil {
 		return err
 	}
-	mtu = mtuOf(n, mtu)
+	want := netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), SrcAddr: src.AsSlice(), Port: port}
+	want.MTU = insideMTU(n, mtu)
+	return f.ensureSegments(n, want, x)
+}
+
+// ensureSegments makes or mends a bridge and a VXLAN device like the one given for each segment
+// of a network.
+func (f *fabric) ensureSegments(n *skepv1.OverlayNetwork, want netlink.Vxlan, x *drift) error {
 	var errs []error
 	for _, g := range netplan.Segments(n) {
 		what := fmt.Sprintf("network %s, VXLAN %d", n.GetName(), g.VNI)
-		bridge, err := f.ensureBridge(g.VNI, mtu, x, what)
+		bridge, err := f.ensureBridge(g.VNI, want.MTU, x, what)
 		if err != nil || bridge == nil {
 			errs = append(errs, err)
 			continue
@@ -167,9 +179,8 @@ func (d *Dataplane) ensureNetwork(f *fabric, n *skepv1.OverlayNetwork, x *drift)
 		if hasIPv6(n) {
 			errs = append(errs, f.ensureIPv6(g.VNI, x, what))
 		}
-		want := &netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), VxlanId: int(g.VNI), SrcAddr: src.AsSlice(), Port: port}
-		want.Name, want.MTU = vxlanName(g.VNI), mtu
-		vxlan, err := d.ensureVXLAN(f, bridge, want, x, what)
+		want.Name, want.VxlanId = vxlanName(g.VNI), int(g.VNI)
+		vxlan, err := f.ensureVXLAN(bridge, &want, x, what)
 		if err != nil || vxlan == nil {
 			errs = append(errs, err)
 			continue
@@ -254,7 +265,7 @@ func (f *fabric) ensureIPv6(vni uint32, x *drift, what string) error {
 	})
 }
 
-func (d *Dataplane) ensureVXLAN(f *fabric, bridge netlink.Link, want *netlink.Vxlan, x *drift, what string) (netlink.Link, error) {
+func (f *fabric) ensureVXLAN(bridge netlink.Link, want *netlink.Vxlan, x *drift, what string) (netlink.Link, error) {
 	link, err := f.find(want.Name)
 	if err != nil {
 		return nil, err
@@ -274,10 +285,10 @@ func (d *Dataplane) ensureVXLAN(f *fabric, bridge netlink.Link, want *netlink.Vx
 	}
 	fresh := link == nil
 	if fresh {
-		// Made from the host's namespace into the switch's: its socket stays with the host.
+		// Made from the namespace that its socket stays in.
 		made := *want
 		made.Namespace = netlink.NsFd(int(f.ns))
-		if err := d.host.LinkAdd(&made); err != nil {
+		if err := f.sockets.LinkAdd(&made); err != nil {
 			return nil, fmt.Errorf("make %s to port %d: %w", want.Name, want.Port, err)
 		}
 		if link, err = f.h.LinkByName(want.Name); err != nil {
@@ -325,24 +336,28 @@ func (f *fabric) keepOnly(vnis map[uint32]bool, x *drift) error {
 }
 
 // needed returns the networks that this node takes part in now, sorted: those of its
-// sandboxes, and the ingress network. Encrypted ones are not among them (cryptNeeded).
-func (d *Dataplane) needed() []*skepv1.OverlayNetwork {
-	var out []*skepv1.OverlayNetwork
+// sandboxes, and the ingress network if it can. Each that WireGuard encrypts has a namespace
+// of its own, the others are in the switch.
+func (d *Dataplane) needed() (switched, apart []*skepv1.OverlayNetwork) {
 	used := map[string]bool{}
 	for _, l := range d.state.Leases {
 		for _, o := range l.Overlays {
 			used[o.NetworkID] = true
 		}
 	}
-	if in := d.want.Ingress(); in != nil && d.want.Node().GetIngressAddr() != "" {
+	if in := d.want.Ingress(); in != nil && d.want.Node().GetIngressAddr() != "" && d.refuseCrypt(in) == nil {
 		used[in.GetId()] = true
 	}
 	for _, id := range d.want.Networks() {
-		if n := d.want.Network(id); used[id] && !n.GetEncrypted() {
-			out = append(out, n)
+		switch n := d.want.Network(id); {
+		case !used[id]:
+		case n.GetEncrypted():
+			apart = append(apart, n)
+		default:
+			switched = append(switched, n)
 		}
 	}
-	return out
+	return switched, apart
 }
 
 // syncForwards compares the forwarding of some networks with the plan.
@@ -361,7 +376,7 @@ func (d *Dataplane) syncForwards(f *fabric, networks []*skepv1.OverlayNetwork, x
 			}
 		}
 		for _, fw := range d.want.Forwards(n.GetId()) {
-			want = append(want, fw.Entries()...)
+			want = append(want, entriesOf(n, fw)...)
 		}
 	}
 	want = slices.DeleteFunc(want, func(e netplan.Entry) bool { _, ok := served[e.VNI]; return !ok })
