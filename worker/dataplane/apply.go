@@ -153,8 +153,8 @@ func (d *Dataplane) end(list []netplan.End) error {
 		}
 		errs = append(errs, endFlows(ns, g), ns.Close())
 	}
-	if in := d.want.Ingress(); in != nil && len(byNetwork[in.GetId()]) > 0 {
-		errs = append(errs, endFlows(d.hostNS, byNetwork[in.GetId()]))
+	if in := d.want.Ingress(); in != nil && d.mesh.space != nil && len(byNetwork[in.GetId()]) > 0 {
+		errs = append(errs, endFlows(d.mesh.space.ns, byNetwork[in.GetId()]))
 	}
 	return errors.Join(errs...)
 }

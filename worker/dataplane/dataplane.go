@@ -97,7 +97,9 @@ type state struct {
 	Address netip.Prefix
 	// Last is the address handed out last; the next comes after it, so that a freed one
 	// rests for as long as possible.
-	Last   netip.Addr
+	Last netip.Addr
+	// Mesh is the routing mesh's address in the local network; zero until it has one.
+	Mesh   netip.Addr
 	Leases map[string]lease // by container id
 }
 
@@ -234,6 +236,10 @@ func (d *Dataplane) Close() error {
 		delete(d.reserved, id)
 	}
 	d.open(nil)
+	if d.mesh.space != nil {
+		d.mesh.space.close()
+		d.mesh.space = nil
+	}
 	if d.fabric != nil {
 		d.fabric.close()
 		d.fabric = nil
@@ -298,7 +304,7 @@ func (d *Dataplane) save() error {
 	if err != nil {
 		return fmt.Errorf("write leases: %w", err)
 	}
-	lasting := state{Address: d.state.Address, Last: d.state.Last, Leases: make(map[string]lease, len(d.state.Leases))}
+	lasting := state{Address: d.state.Address, Last: d.state.Last, Mesh: d.state.Mesh, Leases: make(map[string]lease, len(d.state.Leases))}
 	for id, l := range d.state.Leases {
 		lasting.Leases[id] = lease{Addr: l.Addr, Ports: l.Ports}
 	}
@@ -476,7 +482,7 @@ func mergePorts(had, want []runtime.PortBinding) []runtime.PortBinding {
 // allocate returns a free address. Callers hold mu.
 func (d *Dataplane) allocate() (netip.Addr, error) {
 	prefix := d.state.Address.Masked()
-	used := map[netip.Addr]bool{d.state.Address.Addr(): true, prefix.Addr(): true, broadcast(prefix): true}
+	used := map[netip.Addr]bool{d.state.Address.Addr(): true, prefix.Addr(): true, broadcast(prefix): true, d.state.Mesh: true}
 	for _, l := range d.state.Leases {
 		used[l.Addr] = true
 	}

@@ -90,21 +90,61 @@ func forgetUnled(ns netns.NsHandle, ports map[uint16]bool) error {
 	if len(ports) == 0 {
 		return nil
 	}
-	return within(ns, func() error {
+	u := unled{ports, map[netip.Addr]bool{}}
+	err := within(ns, func() error {
 		addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 		if err != nil {
 			return fmt.Errorf("list addresses: %w", err)
 		}
-		u := unled{ports, map[netip.Addr]bool{}}
 		for _, a := range addrs {
 			if ip, ok := netip.AddrFromSlice(a.IP); ok {
 				u.own[ip.Unmap()] = true
 			}
 		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return forget(ns, u)
+}
+
+// led matches flows of datagrams to ports of this node that lead to the mesh.
+type led struct {
+	ports map[uint16]bool
+	to    hop
+}
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (l led) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	to, ok := netip.AddrFromSlice(f.Reverse.SrcIP)
+	return ok && f.Forward.Protocol == unix.IPPROTO_UDP && l.ports[f.Forward.DstPort] && (to.Unmap() == l.to.v4 || to == l.to.v6)
+}
+
+// forgetLed forgets where datagrams to ports went that are published no more.
+func forgetLed(ns netns.NsHandle, ports map[uint16]bool, to hop) error {
+	if len(ports) == 0 {
+		return nil
+	}
+	return forget(ns, led{ports, to})
+}
+
+// through matches flows that were translated to an address of a network.
+type through netip.Prefix
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (p through) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	to, ok := netip.AddrFromSlice(f.Reverse.SrcIP)
+	return ok && netip.Prefix(p).Contains(to.Unmap()) && !f.Reverse.SrcIP.Equal(f.Forward.DstIP)
+}
+
+// forget forgets the flows of a namespace that match.
+func forget(ns netns.NsHandle, match netlink.CustomConntrackFilter) error {
+	return within(ns, func() error {
 		var errs []error
 		for _, f := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-			if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, f, u); err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-				errs = append(errs, fmt.Errorf("forget datagrams: %w", err))
+			if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, f, match); err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+				errs = append(errs, fmt.Errorf("forget connections: %w", err))
 			}
 		}
 		return errors.Join(errs...)

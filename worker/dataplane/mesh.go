@@ -5,49 +5,99 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/core/netplan"
 )
 
-// ingressLink is this node's leg into the ingress network, in the host's namespace. It
-// carries the daemon's mark, as the local bridge does.
-func (d *Dataplane) ingressLink() string { return "ing" + strings.TrimPrefix(d.bridge, "skep") }
-
 func (d *Dataplane) meshTable() string { return d.bridge + "_mesh" }
 
-// meshRules returns the rules of the routing mesh, in nft's words:
+// portsTable is the table in the mesh's namespace.
+const portsTable = "skep_ports"
+
+// hostRules returns the rules that lead published ports from the host to the mesh, in nft's
+// words:
 //
 //	table ip skepXXXXXXXX_mesh {
-//	  map published { type inet_proto . inet_service : verdict; elements = { tcp . 8080 : jump port_6_8080 } }
-//	  set keepers   { type ipv4_addr; elements = { tasks that shall see whom they serve } }
-//	  chain prerouting  { type nat hook prerouting priority -100; fib daddr type local meta l4proto . th dport vmap @published }
+//	  set published { type inet_proto . inet_service; elements = { tcp . 8080 } }
+//	  chain prerouting  { type nat hook prerouting priority -100; fib daddr type local meta l4proto . th dport @published dnat to MESH }
 //	  chain output      { type nat hook output priority -100; the same }
 //	  chain postrouting { type nat hook postrouting priority 100
-//	    oifname ingXXXXXXXX ct status dnat ip daddr @keepers meta l4proto { tcp, udp } ip saddr != INGRESS ip saddr != LOCAL
-//	      fib saddr type != local accept
-//	    oifname ingXXXXXXXX ct status dnat masquerade
+//	    oifname ingXXXXXXXX ip saddr INGRESS masquerade
+//	    oifname ingXXXXXXXX fib saddr type local masquerade
 //	  }
 //	  chain forward     { type filter hook forward priority 0; drop new flows to or from ingXXXXXXXX that nobody published }
+//	}
+//
+// A LAN may have the ingress network's addresses: the mesh could not tell such a client from
+// a task, so it sees the host instead.
+func (d *Dataplane) hostRules(f nftables.TableFamily, ports []netplan.Published) *ruleset {
+	t := &nftables.Table{Family: f, Name: d.meshTable()}
+	published := openSet(t)
+	for _, p := range ports {
+		published.elements = append(published.elements, openElement(p))
+	}
+	link := d.ingressLink()
+	_, inner := d.hops()
+	to := inner.of(f)
+	if !to.IsValid() {
+		to = netip.IPv4Unspecified() // it is removed, or only looked at
+	}
+	lead := toBackend([]netip.Addr{to}, 0)
+	lead.exprs = slices.Concat(toLocal(), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
+		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Lookup{SourceRegister: reg0, SetName: published.Name},
+	}, lead.exprs)
+	var hidden []rule
+	if p := d.ingressPrefix(f); p.IsValid() {
+		hidden = append(hidden, rule{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, link), sourceIn(p, true), masquerade())})
+	}
+	hidden = append(hidden, rule{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, link), []expr.Any{
+		&expr.Fib{Register: reg0, FlagSADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+	}, masquerade())})
+	return &ruleset{table: t, sets: []*ruleSet{published}, chains: []*ruleChain{
+		{baseChain(t, "prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest), []rule{lead}},
+		{baseChain(t, "output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest), []rule{lead}},
+		{baseChain(t, "postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource), hidden},
+		{baseChain(t, "forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter), onlyPublished(link)},
+	}}
+}
+
+// onlyPublished drops what nobody published and would go to a link, or begins there.
+func onlyPublished(link string) []rule {
+	return []rule{
+		{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, link), newFlow(), translated(false), drop())},
+		{exprs: slices.Concat(named(expr.MetaKeyIIFNAME, expr.CmpOpEq, link), newFlow(), drop())},
+	}
+}
+
+// meshRules returns the rules of the mesh's namespace, in nft's words:
+//
+//	table ip skep_ports {
+//	  map published { type inet_proto . inet_service : verdict; elements = { tcp . 8080 : jump port_6_8080 } }
+//	  set keepers   { type ipv4_addr; elements = { tasks that shall see whom they serve } }
+//	  chain prerouting  { type nat hook prerouting priority -100; iifname host meta l4proto . th dport vmap @published }
+//	  chain postrouting { type nat hook postrouting priority 100
+//	    oifname ingress ct status dnat ip daddr @keepers meta l4proto { tcp, udp } ip saddr != LOCAL accept
+//	    oifname ingress ct status dnat masquerade
+//	  }
+//	  chain forward     { type filter hook forward priority 0; drop new flows to or from ingress that nobody published }
 //	  chain port_6_8080 { dnat to numgen random mod 2 map { 0 : 10.0.0.11, 1 : 10.0.0.12 } : 80 }
 //	}
 //
-// Addresses of this node and its containers repeat on others: the task could not tell them
-// from its own.
+// LOCAL is the local network, from whose addresses come the node itself and its containers:
+// they repeat on other nodes, and the task could not tell them from its own.
 func (d *Dataplane) meshRules(f nftables.TableFamily, ports []netplan.Published, keepers []netip.Addr) *ruleset {
-	t := &nftables.Table{Family: f, Name: d.meshTable()}
+	t := &nftables.Table{Family: f, Name: portsTable}
 	published := publishedSet(t)
 	keeping := keeperSet(t)
 	s := &ruleset{table: t, sets: []*ruleSet{published, keeping}}
@@ -56,25 +106,20 @@ func (d *Dataplane) meshRules(f nftables.TableFamily, ports []netplan.Published,
 			keeping.elements = append(keeping.elements, nftables.SetElement{Key: a.AsSlice()})
 		}
 	}
-	link := d.ingressLink()
-	translate := rule{exprs: slices.Concat(toLocal(), []expr.Any{
+	translate := rule{exprs: slices.Concat(named(expr.MetaKeyIIFNAME, expr.CmpOpEq, toHost), []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
 		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Lookup{SourceRegister: reg0, SetName: "published", IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT},
+		&expr.Lookup{SourceRegister: reg0, SetName: published.Name, IsDestRegSet: true, DestRegister: unix.NFT_REG_VERDICT},
 	})}
 	var sees []rule
 	for _, proto := range keptProtocols(f) {
-		sees = append(sees, d.keep(f, link, proto))
+		sees = append(sees, d.keep(f, proto))
 	}
 	s.chains = []*ruleChain{
 		{baseChain(t, "prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest), []rule{translate}},
-		{baseChain(t, "output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest), []rule{translate}},
 		{baseChain(t, "postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource), append(sees,
-			rule{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, link), translated(true), masquerade())})},
-		{baseChain(t, "forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter), []rule{
-			{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, link), newFlow(), translated(false), drop())},
-			{exprs: slices.Concat(named(expr.MetaKeyIIFNAME, expr.CmpOpEq, link), newFlow(), drop())},
-		}},
+			rule{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, toIngress), translated(true), masquerade())})},
+		{baseChain(t, "forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter), onlyPublished(toIngress)},
 	}
 	for _, p := range ports {
 		published.elements = append(published.elements, publishedElement(p))
@@ -93,27 +138,28 @@ func keptProtocols(f nftables.TableFamily) []byte {
 }
 
 // keep lets what goes to a task that shall see its client pass as it is.
-func (d *Dataplane) keep(f nftables.TableFamily, link string, proto byte) rule {
-	addr, local := d.want.Node().GetIngressAddr(), d.state.Address.Masked()
+func (d *Dataplane) keep(f nftables.TableFamily, proto byte) rule {
+	host, _ := d.hops()
+	local := d.state.Address.Masked()
 	if f == nftables.TableFamilyIPv6 {
-		addr, local = d.want.Node().GetIngressAddr6(), netip.Prefix{}
+		local = netip.PrefixFrom(host.v6, 64).Masked()
 	}
-	ingress := netip.Prefix{}
-	if p, err := netip.ParsePrefix(addr); err == nil {
-		ingress = p.Masked()
+	return rule{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, toIngress), translated(true), protocol(proto),
+		[]expr.Any{destination(f), &expr.Lookup{SourceRegister: reg0, SetName: "keepers"}}, sourceIn(local, false),
+		[]expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}})}
+}
+
+// ingressPrefix returns the ingress network's subnet of a family, zero without one.
+func (d *Dataplane) ingressPrefix(f nftables.TableFamily) netip.Prefix {
+	addr := d.want.Node().GetIngressAddr()
+	if f == nftables.TableFamilyIPv6 {
+		addr = d.want.Node().GetIngressAddr6()
 	}
-	r := rule{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, link), translated(true), protocol(proto),
-		[]expr.Any{destination(f), &expr.Lookup{SourceRegister: reg0, SetName: "keepers"}})}
-	for _, p := range []netip.Prefix{ingress, local} {
-		if p.IsValid() {
-			r.exprs = append(r.exprs, sourceIn(p, false)...)
-		}
+	p, err := netip.ParsePrefix(addr)
+	if err != nil {
+		return netip.Prefix{}
 	}
-	r.exprs = append(r.exprs,
-		&expr.Fib{Register: reg0, FlagSADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
-		&expr.Verdict{Kind: expr.VerdictAccept})
-	return r
+	return p.Masked()
 }
 
 func keeperSet(t *nftables.Table) *ruleSet {
@@ -122,6 +168,17 @@ func keeperSet(t *nftables.Table) *ruleSet {
 		key = nftables.TypeIP6Addr
 	}
 	return &ruleSet{Set: &nftables.Set{Table: t, Name: "keepers", KeyType: key}}
+}
+
+// openSet is the host's set of published ports.
+func openSet(t *nftables.Table) *ruleSet {
+	return &ruleSet{Set: &nftables.Set{
+		Table: t, Name: "published", Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService),
+	}}
+}
+
+func openElement(p netplan.Published) nftables.SetElement {
+	return nftables.SetElement{Key: portKey(p.Protocol, p.Published)}
 }
 
 func drop() []expr.Any {
@@ -160,29 +217,39 @@ func publishedChain(t *nftables.Table, p netplan.Published) *ruleChain {
 	return ch
 }
 
-// mesh holds the rules of this node's edge.
+// mesh holds this node's edge.
 type mesh struct {
+	space   *fabric                        // its namespace; nil until it is open
 	ports   map[meshPort]netplan.Published // those that are published here; nil without rules
 	keepers map[netip.Addr]bool
 	held    map[meshPort][]*reservation
 	taken   map[meshPort]taker
-	refused string  // why there is no mesh on this node; empty if there may be one
-	moved   bool    // a port was taken, or given up, since the rules were written
-	v4, v6  watched // v6 has no rules unless the ingress network has IPv6
+	refused string     // why there is no mesh on this node; empty if there may be one
+	moved   bool       // a port was taken, or given up, since the rules were written
+	former  bool       // the host had another link, whose connections are to find their way anew
+	v4, v6  meshTables // v6 has no rules unless the ingress network has IPv6
 }
 
-// families returns the rulesets of the node's edge.
-func (m *mesh) families() []*watched {
-	if m.v6.rules == nil {
-		return []*watched{&m.v4}
+// meshTables are the two tables of one family: the host's leads to the mesh's.
+type meshTables struct{ host, inner watched }
+
+// families returns the tables of the node's edge.
+func (m *mesh) families() []*meshTables {
+	if m.v6.host.rules == nil {
+		return []*meshTables{&m.v4}
 	}
-	return []*watched{&m.v4, &m.v6}
+	return []*meshTables{&m.v4, &m.v6}
 }
 
-func (m *mesh) write(ns netns.NsHandle) error {
+// all returns every table, planned or not.
+func (m *mesh) all() []*watched {
+	return []*watched{&m.v4.inner, &m.v6.inner, &m.v4.host, &m.v6.host}
+}
+
+func (m *mesh) write(host netns.NsHandle) error {
 	var errs []error
 	for _, w := range m.families() {
-		errs = append(errs, w.write(ns))
+		errs = append(errs, w.inner.write(m.space.ns), w.host.write(host))
 	}
 	return errors.Join(errs...)
 }
@@ -201,19 +268,25 @@ func (d *Dataplane) planMesh() {
 	for _, a := range keepers {
 		d.mesh.keepers[a] = true
 	}
-	d.mesh.v4.want(d.meshRules(nftables.TableFamilyIPv4, ports, keepers))
+	want := func(w *meshTables, f nftables.TableFamily) {
+		w.host.want(d.hostRules(f, ports))
+		w.inner.want(d.meshRules(f, ports, keepers))
+	}
+	want(&d.mesh.v4, nftables.TableFamilyIPv4)
 	if d.want.Node().GetIngressAddr6() != "" {
-		d.mesh.v6.want(d.meshRules(nftables.TableFamilyIPv6, ports, keepers))
+		want(&d.mesh.v6, nftables.TableFamilyIPv6)
 	}
 }
 
-// updateMesh changes some ports and keepers in one transaction. Callers hold mu.
+// updateMesh changes some ports and keepers: in one transaction of the mesh's table, and in
+// one of the host's if a port comes or goes. Callers hold mu.
 func (d *Dataplane) updateMesh(changes []netplan.Published, keep []netplan.Keeper) error {
 	if len(changes)+len(keep) == 0 || d.mesh.ports == nil {
 		return nil
 	}
 	ports := make([]netplan.Published, 0, len(changes))
 	known := map[meshPort]bool{}
+	moved := false
 	for _, p := range changes {
 		at := meshPortOf(p)
 		if _, known[at] = d.mesh.ports[at]; p.Gone {
@@ -223,14 +296,19 @@ func (d *Dataplane) updateMesh(changes []netplan.Published, keep []netplan.Keepe
 		}
 		if !p.Gone || known[at] {
 			ports = append(ports, p)
+			moved = moved || p.Gone || !known[at]
 		}
 	}
 	keep = slices.DeleteFunc(slices.Clone(keep), func(k netplan.Keeper) bool { return k.Gone != d.mesh.keepers[k.Addr] })
 	failed := false
 	for _, w := range d.mesh.families() {
 		// The rules as a whole are put together when they are next compared.
-		w.gen = 0
-		err := changeMesh(d.hostNS, w.rules.table, ports, known, keep)
+		w.inner.gen = 0
+		err := changeMesh(d.mesh.space.ns, w.inner.rules.table, ports, known, keep)
+		if err == nil && moved {
+			w.host.gen = 0
+			err = changeOpen(d.hostNS, w.host.rules.table, ports, known)
+		}
 		failed = failed || err != nil
 	}
 	before := maps.Clone(d.mesh.ports)
@@ -250,19 +328,68 @@ func (d *Dataplane) updateMesh(changes []netplan.Published, keep []netplan.Keepe
 			return err
 		}
 	}
-	return forgetUnled(d.hostNS, opened(before, d.mesh.ports))
+	return d.redirect(before)
 }
 
-// opened returns the ports of datagrams that lead somewhere now and did not before.
-func opened(before, now map[meshPort]netplan.Published) map[uint16]bool {
+// redirect lets datagrams that come from one port again and again find the way that ports
+// lead by now; before is how they led.
+func (d *Dataplane) redirect(before map[meshPort]netplan.Published) error {
+	published := func(netplan.Published) bool { return true }
+	_, inner := d.hops()
+	return errors.Join(
+		forgetUnled(d.mesh.space.ns, datagrams(before, d.mesh.ports, func(p netplan.Published) bool { return len(p.Backends)+len(p.Backends6) > 0 })),
+		forgetUnled(d.hostNS, datagrams(before, d.mesh.ports, published)),
+		forgetLed(d.hostNS, datagrams(d.mesh.ports, before, published), inner))
+}
+
+// forgetFormer forgets the connections over a link that was the leg into the ingress network
+// itself, as older versions had it: with the rules of now they find their way anew.
+func (d *Dataplane) forgetFormer() error {
+	p := d.ingressPrefix(nftables.TableFamilyIPv4)
+	if !d.mesh.former || !p.IsValid() {
+		return nil
+	}
+	d.mesh.former = false
+	return forget(d.hostNS, through(p))
+}
+
+// datagrams returns the ports of datagrams that are so in now and were not before.
+func datagrams(before, now map[meshPort]netplan.Published, so func(netplan.Published) bool) map[uint16]bool {
 	out := map[uint16]bool{}
 	for at, p := range now {
-		was := before[at]
-		if at[0] == unix.IPPROTO_UDP && len(was.Backends)+len(was.Backends6) == 0 && len(p.Backends)+len(p.Backends6) > 0 {
+		if was, ok := before[at]; at[0] == unix.IPPROTO_UDP && so(p) && (!ok || !so(was)) {
 			out[at[1]] = true
 		}
 	}
 	return out
+}
+
+// changeOpen changes the host's set of published ports.
+func changeOpen(ns netns.NsHandle, t *nftables.Table, ports []netplan.Published, known map[meshPort]bool) error {
+	var come, gone []nftables.SetElement
+	for _, p := range ports {
+		switch {
+		case p.Gone:
+			gone = append(gone, openElement(p))
+		case !known[meshPortOf(p)]:
+			come = append(come, openElement(p))
+		}
+	}
+	c, err := openNFT(ns)
+	if err != nil {
+		return err
+	}
+	set := openSet(t).Set
+	for more := range slices.Chunk(come, maxElements) {
+		err = errors.Join(err, c.SetAddElements(set, more))
+	}
+	for less := range slices.Chunk(gone, maxElements) {
+		err = errors.Join(err, c.SetDeleteElements(set, less))
+	}
+	if err != nil {
+		return fmt.Errorf("lead published ports: %w", err)
+	}
+	return c.Flush()
 }
 
 // changeMesh changes ports, known to the kernel or not, and keepers of one family.
@@ -312,8 +439,8 @@ func changeMesh(ns netns.NsHandle, t *nftables.Table, ports []netplan.Published,
 	return c.Flush()
 }
 
-// ensureMesh makes or mends the node's leg into the ingress network and its rules, or
-// removes both when there is no such network. Callers hold mu.
+// ensureMesh makes or mends the mesh's namespace, links and rules, or removes all when there
+// is no ingress network. Callers hold mu.
 func (d *Dataplane) ensureMesh(x *drift) error {
 	in := d.want.Ingress()
 	addr, err := netip.ParsePrefix(d.want.Node().GetIngressAddr())
@@ -328,171 +455,39 @@ func (d *Dataplane) ensureMesh(x *drift) error {
 	if f == nil {
 		return nil
 	}
-	bridge, ok := f.links[netplan.VNI(in, addr.Addr())]
+	segment, ok := f.links[netplan.VNI(in, addr.Addr())]
 	if !ok {
 		return nil // named already
 	}
 	d.mesh.refused = ""
-	if err := d.ensureLeg(f, bridge.bridge, addr, x); err != nil {
+	m, err := d.openMesh(x)
+	if err != nil || m == nil {
+		return err
+	}
+	if err := d.ensureMeshLinks(m, f, segment.bridge, addr, x); err != nil {
 		return err
 	}
 	if d.mesh.ports == nil {
-		d.mesh.v4.gen, d.mesh.v6.gen = 0, 0
+		for _, w := range d.mesh.all() {
+			w.gen = 0
+		}
 	}
 	before := d.mesh.ports
 	d.planMesh()
 	d.sayTaken(x)
-	if !x.repair {
-		before = d.mesh.ports // nothing is written
-	}
 	var errs []error
 	if d.mesh.moved && x.repair {
 		d.mesh.moved = false
 		errs = append(errs, d.mesh.write(d.hostNS))
 	} else {
 		for _, w := range d.mesh.families() {
-			errs = append(errs, w.ensure(d.hostNS, x, "routing mesh"))
+			errs = append(errs, w.inner.ensure(m.ns, x, "routing mesh"), w.host.ensure(d.hostNS, x, "routing mesh on the host"))
 		}
 	}
-	return errors.Join(append(errs, forgetUnled(d.hostNS, opened(before, d.mesh.ports)))...)
-}
-
-// ensureLeg makes or mends the pair of links between host and ingress network.
-func (d *Dataplane) ensureLeg(f *fabric, bridge int, addr netip.Prefix, x *drift) error {
-	name := d.ingressLink()
-	_, _, mtu, err := d.underlay()
-	if err != nil {
-		return err
+	if x.repair { // else nothing was written
+		errs = append(errs, d.redirect(before), d.forgetFormer())
 	}
-	mtu = insideMTU(d.want.Ingress(), mtu)
-	outer, err := f.find("ingress")
-	if err != nil {
-		return err
-	}
-	mac := netplan.MAC(addr.Addr())
-	leg, err := d.host.LinkByName(name)
-	if err != nil {
-		leg = nil
-	}
-	if leg != nil && outer != nil && leg.Attrs().HardwareAddr.String() != net.HardwareAddr(mac[:]).String() &&
-		x.add(kindLink, "routing mesh: %s has another address than %s", name, addr) {
-		if err := d.host.LinkDel(leg); err != nil {
-			return fmt.Errorf("remove %s: %w", name, err)
-		}
-		leg, outer = nil, nil
-	}
-	if leg == nil || outer == nil {
-		if !x.add(kindLink, "routing mesh: link %s is missing", name) {
-			return nil
-		}
-		if leg, outer, err = d.makeLeg(f, bridge, mtu, mac, leg, outer); err != nil {
-			return err
-		}
-	}
-	if outer.Attrs().MasterIndex != bridge && x.add(kindLink, "routing mesh: link is not in its bridge") {
-		if err := f.h.LinkSetMasterByIndex(outer, bridge); err != nil {
-			return fmt.Errorf("put link into the ingress network: %w", err)
-		}
-	}
-	return d.ensureLegAddress(leg, addr, x)
-}
-
-// makeLeg adds the pair of links; one of leg and outer may be left of a former pair.
-func (d *Dataplane) makeLeg(f *fabric, bridge, mtu int, mac [6]byte, leg, outer netlink.Link) (netlink.Link, netlink.Link, error) {
-	name := d.ingressLink()
-	var errs []error
-	if leg != nil {
-		errs = append(errs, d.host.LinkDel(leg))
-	}
-	if outer != nil {
-		errs = append(errs, f.h.LinkDel(outer))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, nil, fmt.Errorf("remove stale link: %w", err)
-	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.Flags = "ingress", mtu, bridge, net.FlagUp
-	if err := f.h.LinkAdd(&netlink.Veth{
-		LinkAttrs: attrs, PeerName: name, PeerHardwareAddr: mac[:], PeerNamespace: netlink.NsFd(int(d.hostNS)), PeerMTU: uint32(mtu),
-	}); err != nil {
-		return nil, nil, fmt.Errorf("make %s: %w", name, err)
-	}
-	leg, err := d.host.LinkByName(name)
-	if err != nil {
-		return nil, nil, fmt.Errorf("find %s: %w", name, err)
-	}
-	if outer, err = f.h.LinkByName(attrs.Name); err != nil {
-		return nil, nil, fmt.Errorf("find link into the ingress network: %w", err)
-	}
-	return leg, outer, nil
-}
-
-func (d *Dataplane) ensureLegAddress(leg netlink.Link, addr netip.Prefix, x *drift) error {
-	name := leg.Attrs().Name
-	wanted := []netip.Prefix{addr}
-	six, err := netip.ParsePrefix(d.want.Node().GetIngressAddr6())
-	if err == nil {
-		wanted = append(wanted, six)
-	}
-	have, err := dump(func() ([]netlink.Addr, error) { return d.host.AddrList(leg, netlink.FAMILY_ALL) })
-	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", name, err)
-	}
-	for _, want := range wanted {
-		if slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IP.Equal(want.Addr().AsSlice()) }) ||
-			!x.add(kindLink, "routing mesh: %s has no address %s", name, want) {
-			continue
-		}
-		flags := 0
-		if want.Addr().Is6() {
-			flags = unix.IFA_F_NODAD // the swarm gave it to nobody else
-			if err := within(d.hostNS, func() error { return sysctl("net/ipv6/conf/"+name+"/disable_ipv6", "0") }); err != nil {
-				return err
-			}
-		}
-		if err := d.host.AddrAdd(leg, &netlink.Addr{IPNet: ipNet(want), Flags: flags}); err != nil {
-			return fmt.Errorf("address %s: %w", name, err)
-		}
-	}
-	if leg.Attrs().Flags&net.FlagUp == 0 && x.add(kindLink, "routing mesh: %s is down", name) {
-		if err := d.host.LinkSetUp(leg); err != nil {
-			return fmt.Errorf("raise %s: %w", name, err)
-		}
-	}
-	if !x.repair {
-		return nil
-	}
-	return within(d.hostNS, func() error {
-		// The node's own loopback may ask for published ports.
-		err := errors.Join(sysctl("net/ipv4/ip_forward", "1"), sysctl("net/ipv4/conf/"+name+"/route_localnet", "1"))
-		if six.IsValid() {
-			err = errors.Join(err, forward6())
-		}
-		return err
-	})
-}
-
-// forward6 lets the calling thread's namespace forward IPv6. A host that forwards takes no
-// routes from routers' advertisements any more unless each link says so.
-func forward6() error {
-	const all = "net/ipv6/conf/all/forwarding"
-	if data, err := os.ReadFile(filepath.Join("/proc/sys", all)); err != nil || len(data) > 0 && data[0] != '0' {
-		return err
-	}
-	links, err := os.ReadDir("/proc/sys/net/ipv6/conf")
-	if err != nil {
-		return fmt.Errorf("list links: %w", err)
-	}
-	for _, l := range links {
-		file := "net/ipv6/conf/" + l.Name() + "/accept_ra"
-		if data, err := os.ReadFile(filepath.Join("/proc/sys", file)); err != nil || !strings.HasPrefix(string(data), "1") {
-			continue
-		}
-		if err := sysctl(file, "2"); err != nil {
-			return err
-		}
-	}
-	return sysctl(all, "1")
+	return errors.Join(errs...)
 }
 
 // sayNoMesh says why this node takes no part in the routing mesh, once in the log, and whenever
@@ -506,29 +501,6 @@ func (d *Dataplane) sayNoMesh(why error, x *drift) {
 	if !x.repair { // nothing that could be mended
 		x.found = append(x.found, text)
 	}
-}
-
-// removeMesh removes what ensureMesh made.
-func (d *Dataplane) removeMesh(x *drift) error {
-	leg, err := d.host.LinkByName(d.ingressLink())
-	if err != nil && d.mesh.v4.rules == nil {
-		return nil // there is none
-	}
-	if !x.add(kindLink, "routing mesh: there is no ingress network, but its link or rules") {
-		return nil
-	}
-	var errs []error
-	if leg != nil {
-		errs = append(errs, d.host.LinkDel(leg))
-	}
-	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
-		errs = append(errs, d.meshRules(f, nil, nil).remove(d.hostNS))
-	}
-	d.open(nil)
-	refused := d.mesh.refused
-	d.mesh = newMesh()
-	d.mesh.refused = refused
-	return errors.Join(errs...)
 }
 
 // named compares the name of a packet's link.
