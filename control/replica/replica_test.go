@@ -10,9 +10,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
+	"github.com/skep-dev/skep/platform/disk"
 )
 
 func TestFirstMemberWritesAndRestarts(t *testing.T) {
@@ -343,6 +346,36 @@ func TestUnknownLeaderIsResolved(t *testing.T) {
 		})
 		s.write("after")
 		s.mustHave(s.restart(away), "after")
+	})
+}
+
+// The second manager was killed when it had joined and had no log yet, the first one was
+// restarted too, and neither became leader: the first needs a vote of the second, which did
+// not know whom to send it to.
+func TestJoinedWithoutLog(t *testing.T) {
+	inBubble(t, 2, func(t *testing.T, s *testSwarm) {
+		s.write("before")
+		first, second := s.nodes[0], s.nodes[1]
+		first.stop()
+		second.stop()
+		self, err := proto.Marshal(&api.RaftMember{RaftId: second.members.Load().self, NodeId: second.id, Addr: second.addr})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := disk.RemoveAll(second.dir); err != nil {
+			t.Fatal(err)
+		}
+		empty, err := disk.Create(second.dir, self, testKey(), testLog())
+		if err == nil {
+			err = empty.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.restart(first)
+		second = s.restart(second)
+		s.write("after")
+		s.mustHave(second, "before", "after")
 	})
 }
 

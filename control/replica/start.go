@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
+	"os"
+	"path/filepath"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -51,6 +54,10 @@ func (r *Replica) join(ctx context.Context) (*member, error) {
 	if err != nil {
 		return nil, err
 	}
+	joined := &api.ClusterSnapshot{Members: res.GetMembers(), Removed: res.GetRemovedMembers()}
+	if err := saveJoined(r.cfg.Dir, joined); err != nil {
+		return nil, err
+	}
 	m := r.newMember(res.GetRaftId())
 	if _, err := r.createLog(m); err != nil {
 		return nil, err
@@ -58,8 +65,37 @@ func (r *Replica) join(ctx context.Context) (*member, error) {
 	if err := m.startRaft(); err != nil {
 		return nil, err
 	}
-	m.setRoster(rosterOf(m.id, &api.ClusterSnapshot{Members: res.GetMembers(), Removed: res.GetRemovedMembers()}))
+	m.setRoster(rosterOf(m.id, joined))
 	return m, nil
+}
+
+// joinedFile holds the members as they were when this one joined, a ClusterSnapshot. They
+// need this member's vote from then on, so it must know them when it starts again with a
+// log that does not reach that far.
+const joinedFile = "joined"
+
+func saveJoined(dir string, joined *api.ClusterSnapshot) error {
+	data, err := proto.Marshal(joined)
+	if err != nil {
+		return fmt.Errorf("encode members: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("create raft log: %w", err)
+	}
+	return disk.WriteFile(filepath.Join(dir, joinedFile), data, 0o600)
+}
+
+// loadJoined returns what saveJoined saved, nothing for a member that did not join.
+func loadJoined(dir string) (*api.ClusterSnapshot, error) {
+	data, err := os.ReadFile(filepath.Join(dir, joinedFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read members: %w", err)
+	}
+	joined := new(api.ClusterSnapshot)
+	if err := proto.Unmarshal(data, joined); err != nil {
+		return nil, fmt.Errorf("decode members: %w", err)
+	}
+	return joined, nil
 }
 
 // restart continues what is on disk.
@@ -84,7 +120,11 @@ func (r *Replica) restart(ctx context.Context) (*member, error) {
 }
 
 func (m *member) continueFrom(ctx context.Context, loaded *disk.Loaded) error {
-	ros := newRoster(m.id)
+	joined, err := loadJoined(m.r.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	ros := rosterOf(m.id, joined)
 	if loaded.Snapshot != nil {
 		if err := m.storage.ApplySnapshot(loaded.Snapshot); err != nil {
 			return fmt.Errorf("restore snapshot: %w", err)
