@@ -220,18 +220,29 @@ func (r *managerRole) followLock(ctx context.Context) error {
 	}
 }
 
-// runTerm does a leader's work for one term.
+// leadPause is how long a leader waits that could not write for the moment.
+const leadPause = 200 * time.Millisecond
+
+// runTerm does a leader's work for one term. What fails because raft takes no writes, as
+// while leadership is being handed over, begins again if this manager still leads then.
 func (r *managerRole) runTerm(ctx context.Context) error {
 	r.log.Info("this manager leads", slog.String("node_id", r.creds.NodeID()))
-	group, ctx := errgroup.WithContext(ctx)
-	for _, f := range r.lead {
-		group.Go(func() error { return f(ctx) })
+	for {
+		group, work := errgroup.WithContext(ctx)
+		for _, f := range r.lead {
+			group.Go(func() error { return f(work) })
+		}
+		err := group.Wait()
+		if ctx.Err() != nil || model.KindOf(err) != model.Unavailable {
+			return err
+		}
+		r.log.Warn("the leader could not write, beginning again", slog.Any("error", err))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(leadPause):
+		}
 	}
-	err := group.Wait()
-	if kind := model.KindOf(err); err != nil && ctx.Err() == nil && (kind == model.Unavailable || errors.Is(err, model.ErrNoLeader)) {
-		return nil // the term ended while something was being written
-	}
-	return err
 }
 
 // recordRefusal records a call of the swarm's port that its caller had no right to make.
