@@ -121,7 +121,7 @@ func (s *membership) placeRestored(cluster *api.Cluster, state *api.Snapshot, in
 	if err := replica.Restore(m.raftDir(), s.keys, m.creds.NodeID(), saved.AdvertiseAddr, state, index, s.cfg.Log); err != nil {
 		return nil, err
 	}
-	m.founding = &manager.Bootstrap{ClusterID: cluster.GetId(), VXLANUDPPort: cluster.GetVXLANUDPPort()}
+	m.founding = &manager.Bootstrap{ClusterID: cluster.GetId(), Certificate: id.ChainPEM, VXLANUDPPort: cluster.GetVXLANUDPPort()}
 	return m, saved.save(s.dir)
 }
 

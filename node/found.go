@@ -63,7 +63,7 @@ func found(ctx context.Context, spec *api.ClusterSpec, root *pki.Root) (keystore
 		return keystore.Identity{}, nil, err
 	}
 	boot := &manager.Bootstrap{
-		ClusterID: ids[1], Spec: spec,
+		ClusterID: ids[1], Certificate: chain, Spec: spec,
 		RootCA: &api.RootCA{
 			CaKey: root.KeyPEM, CaCert: root.CertPEM, CaCertHash: pki.CertHash(root.CertPEM), JoinTokens: tokens,
 			LastForcedRotation: spec.GetCaConfig().GetForceRotate(),

@@ -106,7 +106,7 @@ func (r *managerRole) register(m *member) {
 	registerer := r.registry
 	var plugins plugin.Finder
 	external := &cfssl.Client{Credentials: m.creds}
-	authority := ca.New(ca.Config{State: r.replica, External: external, Log: r.log})
+	authority := ca.New(ca.Config{State: r.replica, Members: r.replica.Members, External: external, Log: r.log})
 	dispatch := dispatcher.New(dispatcher.Config{
 		State: r.replica, Members: r.replica.Members, NodeID: m.creds.NodeID(), Caller: wire.CallerNode, Secret: plugins.Secret,
 		Log: r.log, Registerer: registerer,

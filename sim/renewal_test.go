@@ -152,7 +152,10 @@ func (o *office) open() (closed func()) {
 			},
 		})
 	})
-	authority := ca.New(ca.Config{State: o.state, External: new(cfssl.Client), Log: slog.New(slog.DiscardHandler)})
+	authority := ca.New(ca.Config{
+		State: o.state, Members: func() []*api.RaftMember { return []*api.RaftMember{{NodeId: "manager"}} },
+		External: new(cfssl.Client), Log: slog.New(slog.DiscardHandler),
+	})
 	server := wire.NewServer(&wire.Guard{
 		Credentials: manager.creds, Leading: func() bool { return true },
 		Removed: func(id string) bool {

@@ -31,6 +31,7 @@ type Server struct {
 	skepv1.UnimplementedEnrollmentServer
 
 	state    replica.State
+	members  func() []*api.RaftMember
 	external *cfssl.Client
 	log      *slog.Logger
 
@@ -40,6 +41,8 @@ type Server struct {
 // Config is what a Server works with. All fields must be set.
 type Config struct {
 	State replica.State
+	// Members are the managers that take part in raft.
+	Members func() []*api.RaftMember
 	// External reaches the swarm's external CAs, where it has any.
 	External *cfssl.Client
 	Log      *slog.Logger
@@ -47,7 +50,7 @@ type Config struct {
 
 // New returns a Server; it issues nothing before Run.
 func New(c Config) *Server {
-	return &Server{state: c.State, external: c.External, log: c.Log, joins: newLimiter()}
+	return &Server{state: c.State, members: c.Members, external: c.External, log: c.Log, joins: newLimiter()}
 }
 
 // GetRootCACertificate returns the root bundle that join tokens pin.

@@ -31,6 +31,8 @@ type rig struct {
 	state *replica.Memory
 	s     *Server
 	root  *pki.Root
+	// managers are the nodes in raft.
+	managers []string
 	// tokens are the limited ones that were made.
 	tokens []string
 }
@@ -43,7 +45,7 @@ func inRig(t *testing.T, test func(*rig)) {
 			t.Fatal(err)
 		}
 		r := &rig{T: t, state: replica.NewMemory(store.Empty()), root: root}
-		r.s = New(Config{State: r.state, External: new(cfssl.Client), Log: slog.New(slog.DiscardHandler)})
+		r.s = New(Config{State: r.state, Members: r.members, External: new(cfssl.Client), Log: slog.New(slog.DiscardHandler)})
 		if _, err := r.s.GetRootCACertificate(t.Context(), nil); status.Code(err) != codes.Aborted {
 			t.Errorf("root certificate of no swarm: %v", err)
 		}
@@ -70,6 +72,14 @@ func inRig(t *testing.T, test func(*rig)) {
 		}()
 		test(r)
 	})
+}
+
+func (r *rig) members() []*api.RaftMember {
+	var list []*api.RaftMember
+	for _, id := range r.managers {
+		list = append(list, &api.RaftMember{NodeId: id})
+	}
+	return list
 }
 
 func (r *rig) update(f func(*store.Tx) error) {
@@ -297,7 +307,7 @@ func TestNextLeaderSigns(t *testing.T) {
 				Certificate: &api.Certificate{Csr: []byte("broken"), Cn: "n3", Status: &api.IssuanceStatus{State: api.IssuanceStatus_PENDING}},
 			}))
 		})
-		r.s = New(Config{State: r.state, External: new(cfssl.Client), Log: slog.New(slog.DiscardHandler)})
+		r.s = New(Config{State: r.state, Members: r.members, External: new(cfssl.Client), Log: slog.New(slog.DiscardHandler)})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- r.s.Run(ctx) }()

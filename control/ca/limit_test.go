@@ -156,7 +156,7 @@ type enrolled struct {
 	chain []byte
 }
 
-func (r *rig) enroll() enrolled {
+func (r *rig) enroll(token string) enrolled {
 	r.Helper()
 	key, err := pki.NewKey(rand.Reader)
 	if err != nil {
@@ -166,7 +166,7 @@ func (r *rig) enroll() enrolled {
 	if err != nil {
 		r.Fatal(err)
 	}
-	resp, err := r.s.IssueNodeCertificate(r.stranger(), &api.IssueNodeCertificateRequest{Csr: request, Token: "worker token"})
+	resp, err := r.s.IssueNodeCertificate(r.stranger(), &api.IssueNodeCertificateRequest{Csr: request, Token: token})
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -186,7 +186,7 @@ func (r *rig) comeBack(n enrolled, request []byte) error {
 
 func TestReturn(t *testing.T) {
 	inRig(t, func(r *rig) {
-		n, other, gone := r.enroll(), r.enroll(), r.enroll()
+		n, other, gone := r.enroll("worker token"), r.enroll("worker token"), r.enroll("worker token")
 		time.Sleep(100 * 24 * time.Hour)
 		again := csr(t)
 		for what, n := range map[string]enrolled{
@@ -232,6 +232,28 @@ func TestReturn(t *testing.T) {
 		// The old certificate has done its service.
 		if err := r.comeBack(n, csr(t)); model.KindOf(err) != model.Denied {
 			t.Errorf("with a certificate that was replaced: %v", err)
+		}
+	})
+}
+
+// Managers of before --force-new-cluster came back as such, met, and went on with the old
+// swarm beside the new one.
+func TestLostManagerReturnsAsWorker(t *testing.T) {
+	inRig(t, func(r *rig) {
+		kept, lost := r.enroll("manager token"), r.enroll("manager token")
+		r.managers = []string{kept.id}
+		time.Sleep(100 * 24 * time.Hour)
+		for n, want := range map[*enrolled]string{&kept: pki.ManagerRole, &lost: pki.WorkerRole} {
+			if err := r.comeBack(*n, csr(t)); err != nil {
+				t.Fatal(err)
+			}
+			if leaf := r.issued(n.id); leaf.Subject.OrganizationalUnit[0] != want {
+				t.Errorf("it returned as %v, want %s", leaf.Subject, want)
+			}
+			node := r.state.View().Node(n.id)
+			if pki.RoleOU(node.GetRole()) != want || node.GetSpec().GetDesiredRole() != api.NodeRole_MANAGER {
+				t.Errorf("it is a %v that shall be a %v", node.GetRole(), node.GetSpec().GetDesiredRole())
+			}
 		}
 	})
 }

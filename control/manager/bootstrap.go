@@ -16,6 +16,9 @@ import (
 type Bootstrap struct {
 	// ClusterID is the organisation in the certificates.
 	ClusterID string
+	// Certificate is the first node's, as a PEM chain: with it the node may return after it
+	// has expired.
+	Certificate []byte
 	// RootCA holds the CA certificate, its key and hash, and both join tokens.
 	RootCA *api.RootCA
 	// Availability of the first node.
@@ -80,7 +83,7 @@ func (m *Manager) found(tx *store.Tx) error {
 		},
 		Role: api.NodeRole_MANAGER,
 		Certificate: &api.Certificate{
-			Cn: m.self, Role: api.NodeRole_MANAGER, Status: &api.IssuanceStatus{State: api.IssuanceStatus_ISSUED},
+			Cn: m.self, Role: api.NodeRole_MANAGER, Certificate: m.boot.Certificate, Status: &api.IssuanceStatus{State: api.IssuanceStatus_ISSUED},
 		},
 		VXLANUDPPort: m.boot.VXLANUDPPort,
 	}); err != nil {

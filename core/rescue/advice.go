@@ -51,7 +51,7 @@ func Advise(f Facts, now time.Time) []Advice {
 func worker(f Facts, now time.Time) []Advice {
 	if now.After(f.NotAfter) {
 		return []Advice{{
-			Text:     "its certificate has expired, so no manager believes it: let it leave and join again",
+			Text:     "its certificate has expired: it comes back by itself when a manager that it knows does, unless docker info says that the swarm does not take it back; then let it leave and join again",
 			Commands: []string{"docker swarm leave --force", "docker swarm join --token TOKEN MANAGER:2377"},
 		}}
 	}
@@ -70,15 +70,17 @@ func manager(f Facts, now time.Time) []Advice {
 		}}
 	}
 	backup := Advice{Text: "keep a copy first, also without a quorum", Commands: []string{"skep backup create --stale -r RECIPIENT -o swarm.backup"}}
+	if now.After(f.NotAfter) {
+		force.Text = "its certificate has expired: a manager with a valid one gives it a new one; if there is none, continue with the node of the highest commit alone: the others return to it by themselves and become managers again"
+	}
 	n := f.Log.Managers()
 	switch {
 	case n == 1:
-		list := []Advice{{Text: "it is the only manager: it leads as soon as it runs"}}
+		text := "it is the only manager: it leads as soon as it runs"
 		if now.After(f.NotAfter) {
-			force.Text = "its certificate has expired: make it new by beginning again with the same state"
-			return append(list, force)
+			text += ", and makes itself a new certificate"
 		}
-		return list
+		return []Advice{{Text: text}}
 	case n > 1:
 		text := fmt.Sprintf("start the other managers: the swarm works when %d of %d run and reach each other", n/2+1, n)
 		if others := addresses(f.Log); len(others) > 0 {

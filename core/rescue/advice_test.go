@@ -39,13 +39,18 @@ func TestAdvise(t *testing.T) {
 		{"alone", with(manager, func(f *Facts) { f.Log = &Log{RaftID: "1", Voters: 1} }), []string{"only manager"}, []string{"force-new-cluster"}},
 		{
 			"alone, expired", with(manager, func(f *Facts) { f.Log, f.NotAfter = &Log{RaftID: "1", Voters: 1}, before }),
-			[]string{"expired", "force-new-cluster"},
-			nil,
+			[]string{"new certificate"},
+			[]string{"force-new-cluster"},
+		},
+		{
+			"one of three, expired", with(manager, func(f *Facts) { f.Log, f.NotAfter = three, before }),
+			[]string{"expired", "2 of 3", "return to it by themselves", "--force-new-cluster"},
+			[]string{"never start again"},
 		},
 		{"no snapshot yet", with(manager, func(f *Facts) { f.Log = &Log{RaftID: "1"} }), []string{"more than half"}, nil},
 		{"no log", manager, []string{"skep backup restore"}, []string{"force-new-cluster"}},
 		{"worker", Facts{InSwarm: true, NotAfter: later, Running: true}, []string{"comes back by itself"}, []string{"docker", "force"}},
-		{"worker, expired", Facts{InSwarm: true, NotAfter: before, Running: true}, []string{"docker swarm leave --force"}, []string{"force-new-cluster"}},
+		{"worker, expired", Facts{InSwarm: true, NotAfter: before, Running: true}, []string{"comes back by itself", "docker swarm leave --force"}, []string{"force-new-cluster"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var all strings.Builder

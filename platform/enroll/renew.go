@@ -22,6 +22,9 @@ const (
 	settle       = 500 * time.Millisecond
 	backoffStep  = 5 * time.Second
 	backoffLimit = time.Hour
+	// returnLimit is the same for a node whose certificate has expired, which can do nothing
+	// else.
+	returnLimit = time.Minute
 	// forcedRetry is how often a renewal that was asked for is tried at first.
 	forcedRetry = time.Second
 )
@@ -110,6 +113,9 @@ func (r *Renewer) repeat(ctx context.Context, role string, step time.Duration) e
 		if errors.Is(err, errNotTaken) {
 			return err
 		}
+		if r.expired() {
+			wait = min(wait, returnLimit)
+		}
 		r.Log.Warn("certificate not renewed, trying again", slog.Any("error", err), slog.Duration("wait", wait))
 		timer := time.NewTimer(wait)
 		select {
@@ -145,7 +151,7 @@ func (r *Renewer) renew(ctx context.Context, role string) error {
 // comeBack returns with an expired certificate. returned is false where it has not expired
 // or needs nobody else.
 func (r *Renewer) comeBack(ctx context.Context) (returned bool, err error) {
-	if r.Return == nil || time.Now().Before(r.Credentials.Current().Leaf.NotAfter) {
+	if r.Return == nil || !r.expired() {
 		return false, nil
 	}
 	id, ok, err := r.Return(ctx)
@@ -158,6 +164,8 @@ func (r *Renewer) comeBack(ctx context.Context) (returned bool, err error) {
 		return true, r.save(ctx, id)
 	}
 }
+
+func (r *Renewer) expired() bool { return time.Now().After(r.Credentials.Current().Leaf.NotAfter) }
 
 // errNotTaken says that the swarm does not take this node back.
 var errNotTaken = model.Errorf(model.Denied, "Swarm certificates have expired. To replace them, leave the swarm and join again.")
