@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
@@ -249,7 +248,9 @@ func (t *term) deliver(e model.Event) {
 // returns those of now.
 func (d *Dispatcher) membersChanged(t *term, last []*api.WeightedPeer) []*api.WeightedPeer {
 	now := d.managers()
-	if slices.EqualFunc(last, now, func(a, b *api.WeightedPeer) bool { return proto.Equal(a, b) }) {
+	if slices.EqualFunc(last, now, func(a, b *api.WeightedPeer) bool {
+		return a.GetPeer().GetNodeId() == b.GetPeer().GetNodeId() && a.GetPeer().GetAddr() == b.GetPeer().GetAddr()
+	}) {
 		return last
 	}
 	d.mu.Lock()

@@ -74,6 +74,7 @@ func (m *member) loop(ctx context.Context) error {
 	phase := 1 + mathrand.N(m.r.cfg.TickInterval)
 	ticker := time.NewTicker(phase)
 	defer ticker.Stop()
+	quiet := false
 	for first := true; ; first = false {
 		for m.raw.HasReady() && m.failure == nil {
 			m.failure = m.handleReady()
@@ -89,6 +90,14 @@ func (m *member) loop(ctx context.Context) error {
 				return fmt.Errorf("start raft: %w", err)
 			}
 			continue
+		}
+		if quiet != m.quiet() {
+			if quiet = m.quiet(); quiet {
+				ticker.Stop()
+			} else {
+				phase = 0
+				ticker.Reset(m.r.cfg.TickInterval)
+			}
 		}
 		updates := m.r.updates
 		if len(m.pending) >= maxPending {
@@ -115,6 +124,10 @@ func (m *member) loop(ctx context.Context) error {
 		}
 	}
 }
+
+// quiet reports whether time does not matter: a leader without other members has nobody to
+// tell that it lives, and nobody who could be elected.
+func (m *member) quiet() bool { return m.isLeader && m.alone() && len(m.conf.GetLearners()) == 0 }
 
 // alone reports whether this is the only member.
 func (m *member) alone() bool {

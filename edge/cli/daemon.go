@@ -214,6 +214,6 @@ own network namespace or swarm port.`,
 	}
 	d.hostFlags(c.Flags())
 	d.flags(c.Flags())
-	c.Flags().BoolVarP(&debug, "debug", "D", false, "same as --log-level debug")
+	c.Flags().BoolVarP(&debug, "debug", "D", false, "same as --log-level debug, and serve profiles at /debug/pprof/")
 	return c
 }

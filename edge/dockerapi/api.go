@@ -77,6 +77,7 @@ func New(config Config) *API {
 	a.routeAudit()
 	a.routeTokens()
 	a.routeUnlocking()
+	a.routeProfiles()
 	return a
 }
 

@@ -97,6 +97,7 @@ const adminRoutes = `
 	GET /swarm/unlockkey
 	POST /nodes/{id}/update
 	DELETE /nodes/{id}
+	GET /debug/pprof/{name}
 	GET /skep/v1/audit
 	GET /skep/v1/tokens
 	POST /skep/v1/tokens

@@ -15,7 +15,7 @@ const maxPast = 256
 
 // rememberSoon is how often a node looks whether others made it a manager: what happens
 // before it has noticed is not remembered. One that was told to be one here knows at once.
-const rememberSoon = 100 * time.Millisecond
+const rememberSoon = time.Second
 
 // swarmPast holds the swarm's last events, for streams that ask for what has happened.
 type swarmPast struct {

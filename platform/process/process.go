@@ -7,6 +7,7 @@
 package process
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -74,14 +75,32 @@ func (p Process) Signal(sig unix.Signal) error {
 	return nil
 }
 
-// Wait returns nil when the process has ended, or ctx's error.
+// Wait returns nil when the process has ended, or ctx's error. It costs nothing while it
+// waits.
 func (p Process) Wait(ctx context.Context) error {
-	for p.Alive() {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("wait for process %d: %w", p.PID, ctx.Err())
-		case <-time.After(20 * time.Millisecond):
-		}
+	if !p.Alive() {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err == nil {
+		err = unix.SetNonblock(fd, true) // so that the runtime polls it
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", p.PID, err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	defer f.Close() //nolint:errcheck // nothing was written
+	defer context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })()
+	conn, err := f.SyscallConn()
+	if err == nil {
+		// The descriptor can be read when its process has ended.
+		err = conn.Read(func(uintptr) bool { return !p.Alive() })
+	}
+	if err != nil {
+		return fmt.Errorf("wait for process %d: %w", p.PID, cmp.Or(ctx.Err(), err))
 	}
 	return nil
 }

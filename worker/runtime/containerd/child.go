@@ -18,6 +18,8 @@ import (
 
 	ctd "github.com/containerd/containerd/v2/client"
 	"golang.org/x/sys/unix"
+
+	"github.com/skep-dev/skep/platform/process"
 )
 
 // child is the containerd that we run. It is started in a session of its own and lives
@@ -186,22 +188,27 @@ func shareMounts() error {
 	return nil
 }
 
-// supervise starts containerd again whenever it ends, until ctx does.
+// supervise starts containerd again whenever it ends, until ctx does. If it ends soon after
+// its start it is started again later and later.
 func (c *child) supervise(ctx context.Context, log *slog.Logger, started func()) error {
-	const pause = 250 * time.Millisecond
 	delay := time.Duration(0)
 	for {
+		if p, err := process.Find(c.pid()); err == nil {
+			begin := time.Now()
+			if err := p.Wait(ctx); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("supervise containerd: %w", err)
+			}
+			delay = max(0, delay-time.Since(begin))
+		}
 		select {
-		case <-time.After(pause + delay):
+		case <-time.After(delay):
 		case <-ctx.Done():
-			return nil
 		}
 		if c.ending.Load() {
-			continue
+			<-ctx.Done()
 		}
-		if c.pid() != 0 {
-			delay = max(0, delay-pause)
-			continue
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // asked to end
 		}
 		started()
 		log.LogAttrs(ctx, slog.LevelWarn, "containerd ended, starting it again")
@@ -227,13 +234,13 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("end containerd: %w", err)
 	}
-	for e.child.pid() != 0 {
-		select {
-		case <-time.After(20 * time.Millisecond):
-		case <-ctx.Done():
-			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended just now
-			return ctx.Err()
-		}
+	p, err := process.Find(pid)
+	if err != nil {
+		return nil //nolint:nilerr // it has ended
+	}
+	if err := p.Wait(ctx); err != nil {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended just now
+		return err
 	}
 	return nil
 }
