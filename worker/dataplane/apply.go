@@ -151,10 +151,13 @@ func (d *Dataplane) end(list []netplan.End) error {
 			errs = append(errs, fmt.Errorf("open network namespace: %w", err))
 			continue
 		}
-		errs = append(errs, endFlows(ns, g), ns.Close())
+		ended, err := endFlows(ns, g)
+		errs = append(errs, err, endSockets(ns, ended), ns.Close())
 	}
 	if in := d.want.Ingress(); in != nil && d.mesh.space != nil && len(byNetwork[in.GetId()]) > 0 {
-		errs = append(errs, endFlows(d.mesh.space.ns, byNetwork[in.GetId()]))
+		ended, err := endFlows(d.mesh.space.ns, byNetwork[in.GetId()])
+		host, _ := d.hops()
+		errs = append(errs, err, endClients(d.hostNS, ended, host))
 	}
 	return errors.Join(errs...)
 }

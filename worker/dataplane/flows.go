@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -20,10 +21,10 @@ func (g gone) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	return ok && g[a.Unmap()]
 }
 
-// endFlows ends the connections of a namespace to addresses that are gone. Forgetting a
-// connection lets its next segment reach another backend, which resets it; clients that
-// only wait are told through their socket.
-func endFlows(ns netns.NsHandle, g gone) error {
+// endFlows ends the connections of a namespace to addresses that are gone, and returns those
+// of TCP. Forgetting a connection lets its next segment reach another backend, which resets
+// it; clients that only wait must be told (endSockets).
+func endFlows(ns netns.NsHandle, g gone) (ended []*netlink.ConntrackFlow, err error) {
 	families := map[netlink.InetFamily]bool{}
 	for a := range g {
 		if a.Is4() {
@@ -32,44 +33,95 @@ func endFlows(ns netns.NsHandle, g gone) error {
 			families[unix.AF_INET6] = true
 		}
 	}
-	return within(ns, func() error {
+	err = within(ns, func() error {
 		var errs []error
 		for f := range families {
-			errs = append(errs, endFamily(f, g))
+			flows, err := endFamily(f, g)
+			ended, errs = append(ended, flows...), append(errs, err)
 		}
 		return errors.Join(errs...)
 	})
+	return ended, err
 }
 
-func endFamily(f netlink.InetFamily, g gone) error {
-	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, f)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return fmt.Errorf("list connections: %w", err)
-	}
-	var ending []*netlink.ConntrackFlow
-	for _, flow := range flows {
-		if g.MatchConntrackFlow(flow) {
-			ending = append(ending, flow)
-		}
-	}
-	if len(ending) == 0 {
-		return nil
+func endFamily(f netlink.InetFamily, g gone) ([]*netlink.ConntrackFlow, error) {
+	ending, err := flowsOf(f, g)
+	if err != nil || len(ending) == 0 {
+		return nil, err
 	}
 	_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, f, g)
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return fmt.Errorf("end connections: %w", err)
+		return nil, fmt.Errorf("end connections: %w", err)
 	}
-	for _, flow := range ending {
-		if flow.Forward.Protocol != unix.IPPROTO_TCP {
-			continue
+	return slices.DeleteFunc(ending, func(f *netlink.ConntrackFlow) bool { return f.Forward.Protocol != unix.IPPROTO_TCP }), nil
+}
+
+// flowsOf returns the connections of the calling thread's namespace that match.
+func flowsOf(f netlink.InetFamily, match netlink.CustomConntrackFilter) ([]*netlink.ConntrackFlow, error) {
+	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, f)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list connections: %w", err)
+	}
+	return slices.DeleteFunc(flows, func(f *netlink.ConntrackFlow) bool { return !match.MatchConntrackFlow(f) }), nil
+}
+
+// endSockets tells clients in a namespace that their connections have ended.
+func endSockets(ns netns.NsHandle, flows []*netlink.ConntrackFlow) error {
+	if len(flows) == 0 {
+		return nil
+	}
+	return within(ns, func() error {
+		for _, flow := range flows {
+			// Kernels without the means to do so leave these clients to their timeouts, and
+			// most of these sockets are closed by now.
+			_ = netlink.SocketDestroy(
+				&net.TCPAddr{IP: flow.Forward.SrcIP, Port: int(flow.Forward.SrcPort)},
+				&net.TCPAddr{IP: flow.Forward.DstIP, Port: int(flow.Forward.DstPort)})
 		}
-		// Kernels without the means to do so leave these clients to their timeouts, and
-		// most of these sockets are closed by now.
-		_ = netlink.SocketDestroy(
-			&net.TCPAddr{IP: flow.Forward.SrcIP, Port: int(flow.Forward.SrcPort)},
-			&net.TCPAddr{IP: flow.Forward.DstIP, Port: int(flow.Forward.DstPort)})
+		return nil
+	})
+}
+
+// answers is who a flow's answers come from and go to.
+type answers struct{ from, to netip.AddrPort }
+
+// behind matches flows whose answers are those given.
+type behind map[answers]bool
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (b behind) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	from, ok := netip.AddrFromSlice(f.Reverse.SrcIP)
+	to, ok2 := netip.AddrFromSlice(f.Reverse.DstIP)
+	return ok && ok2 && f.Forward.Protocol == unix.IPPROTO_TCP &&
+		b[answers{netip.AddrPortFrom(from.Unmap(), f.Reverse.SrcPort), netip.AddrPortFrom(to.Unmap(), f.Reverse.DstPort)}]
+}
+
+// endClients tells clients in the host's namespace that their connections, which the mesh
+// knows as flows, have ended.
+func endClients(ns netns.NsHandle, flows []*netlink.ConntrackFlow, host hop) error {
+	list := map[netlink.InetFamily]behind{}
+	for _, f := range flows {
+		from, ok := netip.AddrFromSlice(f.Forward.SrcIP)
+		to, ok2 := netip.AddrFromSlice(f.Forward.DstIP)
+		family := netlink.InetFamily(unix.AF_INET)
+		switch from = from.Unmap(); {
+		case !ok || !ok2 || from != host.v4 && from != host.v6:
+			continue // it came from elsewhere
+		case from.Is6():
+			family = unix.AF_INET6
+		}
+		if list[family] == nil {
+			list[family] = behind{}
+		}
+		list[family][answers{netip.AddrPortFrom(to.Unmap(), f.Forward.DstPort), netip.AddrPortFrom(from, f.Forward.SrcPort)}] = true
 	}
-	return nil
+	var errs []error
+	for family, match := range list {
+		var clients []*netlink.ConntrackFlow
+		err := within(ns, func() (err error) { clients, err = flowsOf(family, match); return err })
+		errs = append(errs, err, endSockets(ns, clients))
+	}
+	return errors.Join(errs...)
 }
 
 // unled matches flows of datagrams to ports of this node that lead to the node itself.

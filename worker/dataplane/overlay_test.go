@@ -450,6 +450,8 @@ func TestRepair(t *testing.T) {
 		endpointOf(l.nodes[0], "ingress", "web.1", "s1", "10.0.0.3", true),
 	}})
 	n := l.nodes[0]
+	echo(t, l.attach(n, "edge", "ingress=10.0.0.3").NetNS, 80, "edge")
+	outside := l.host("outside", netip.MustParseAddr("192.0.2.50"))
 	del := func(path, name string) error {
 		return withinPath(path, func(netns.NsHandle) error {
 			link, err := netlink.LinkByName(name)
@@ -478,6 +480,24 @@ func TestRepair(t *testing.T) {
 		"sandbox's rules": func() error { return flush(client) },
 		"backend's rules": func() error { return flush(web1) },
 		"host's rules":    func() error { return flush(n.path) },
+		"mesh's rules":    func() error { return flush(n.meshNS()) },
+		"mesh's leg":      func() error { return del(n.meshNS(), toIngress) },
+		"mesh's end":      func() error { return del(n.meshNS(), toHost) },
+		"mesh":            func() error { return removeNamespace(n.meshNS()) },
+		"mesh's way": func() error {
+			return withinPath(n.meshNS(), func(netns.NsHandle) error {
+				return netlink.RouteDel(&netlink.Route{Dst: ipNet(netip.MustParsePrefix("0.0.0.0/0")), Gw: n.state.Address.Addr().AsSlice()})
+			})
+		},
+		"host's neighbour": func() error {
+			return withinPath(n.path, func(netns.NsHandle) error {
+				link, err := netlink.LinkByName(n.ingressLink())
+				if err != nil {
+					return err
+				}
+				return netlink.NeighDel(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: n.state.Mesh.AsSlice()})
+			})
+		},
 		"forwarding table": func() error {
 			return withinPath(n.switchNS(), func(netns.NsHandle) error {
 				vx, err := netlink.LinkByName(vxlanName(4097))
@@ -505,6 +525,7 @@ func TestRepair(t *testing.T) {
 			}
 			wantBoth(t, client, "tcp4", "10.0.1.100:80", "10.0.1.2")
 			wantNames(t, client, "web", dns.TypeA, "NOERROR", "10.0.1.100")
+			wantWho(t, outside, "tcp4", "192.0.2.1:8080", "edge", "10.0.0.200")
 		})
 	}
 }
