@@ -309,7 +309,7 @@ func (s *membership) active(ctx context.Context, m *member) error {
 		}
 		if m.creds.Role() == pki.ManagerRole {
 			role := m.manager.Load()
-			if role == nil || !role.isReady() || role.replica.View().Node(m.creds.NodeID()) == nil {
+			if role == nil || !role.isReady() || !role.replica.Votes() || role.replica.View().Node(m.creds.NodeID()) == nil {
 				continue
 			}
 			if _, _, ok := role.replica.Leader(); !ok {

@@ -84,7 +84,7 @@ func (s *testSwarm) add() *testNode {
 	s.nodes = append(s.nodes, n)
 	waitFor(s.t, "joined", func() bool {
 		mustRun(s.t, n)
-		return isReady(n) && n.members.Load().byNode(n.id) != nil
+		return isReady(n) && n.Votes()
 	})
 	waitFor(s.t, "reached by the leader", func() bool {
 		leader := s.leader()

@@ -36,7 +36,7 @@ func (m *member) forceAlone(loaded *disk.Loaded, hard *raftpb.HardState) error {
 		return fmt.Errorf("force new cluster: %w", err)
 	}
 	kind := raftpb.ConfChangeAddNode
-	if ids[m.id] {
+	if ids[m.id] { // it votes
 		kind = raftpb.ConfChangeUpdateNode // the address may be another than before
 	}
 	changes = append(changes, &raftpb.ConfChange{Type: kind.Enum(), NodeId: new(m.id), Context: self})
@@ -62,11 +62,14 @@ func (m *member) forceAlone(loaded *disk.Loaded, hard *raftpb.HardState) error {
 }
 
 // everMembers returns the ids in the snapshot's membership and in changes of it since that
-// were not removed again.
+// were not removed again, and whether they vote.
 func everMembers(loaded *disk.Loaded) (map[uint64]bool, error) {
 	ids := make(map[uint64]bool)
 	for _, id := range loaded.Snapshot.GetMetadata().GetConfState().GetVoters() {
 		ids[id] = true
+	}
+	for _, id := range loaded.Snapshot.GetMetadata().GetConfState().GetLearners() {
+		ids[id] = false
 	}
 	for _, e := range loaded.Entries {
 		if e.GetType() != raftpb.EntryConfChange {
@@ -76,11 +79,15 @@ func everMembers(loaded *disk.Loaded) (map[uint64]bool, error) {
 		if err := proto.Unmarshal(e.GetData(), &cc); err != nil {
 			return nil, fmt.Errorf("force new cluster: change of membership %d: %w", e.GetIndex(), err)
 		}
-		if cc.GetType() == raftpb.ConfChangeRemoveNode {
+		switch cc.GetType() {
+		case raftpb.ConfChangeRemoveNode:
 			delete(ids, cc.GetNodeId())
-			continue
+		case raftpb.ConfChangeAddLearnerNode:
+			ids[cc.GetNodeId()] = false
+		case raftpb.ConfChangeAddNode:
+			ids[cc.GetNodeId()] = true
+		case raftpb.ConfChangeUpdateNode: // of its address
 		}
-		ids[cc.GetNodeId()] = true
 	}
 	return ids, nil
 }

@@ -115,6 +115,7 @@ func (m *member) loop(ctx context.Context) error {
 		case msg := <-m.r.inbox:
 			m.step(msg)
 			m.stepQueued()
+			m.admit() // one of them may say that a new member has the log
 		case u := <-updates:
 			m.propose(collect(u, updates))
 		case f := <-m.r.calls:

@@ -59,6 +59,7 @@ func rosterOf(self uint64, membership *api.ClusterSnapshot) *roster {
 
 // setRoster publishes the membership and connects to the peers in it.
 func (m *member) setRoster(ros *roster) {
+	ros.votes = slices.Contains(m.conf.GetVoters(), m.id)
 	if ros.removed[m.id] {
 		m.removed = true
 	}
@@ -76,7 +77,7 @@ func (m *member) applyConfChange(e *raftpb.Entry) error {
 	ros := m.r.members.Load().clone()
 	id := cc.GetNodeId()
 	switch cc.GetType() {
-	case raftpb.ConfChangeAddNode, raftpb.ConfChangeUpdateNode:
+	case raftpb.ConfChangeAddNode, raftpb.ConfChangeAddLearnerNode, raftpb.ConfChangeUpdateNode:
 		rm := new(api.RaftMember)
 		if err := proto.Unmarshal(cc.GetContext(), rm); err != nil {
 			return fmt.Errorf("decode change of membership %d: %w", e.GetIndex(), err)
@@ -87,8 +88,6 @@ func (m *member) applyConfChange(e *raftpb.Entry) error {
 	case raftpb.ConfChangeRemoveNode:
 		delete(ros.members, id)
 		ros.removed[id] = true
-	case raftpb.ConfChangeAddLearnerNode:
-		return fmt.Errorf("change of membership %d: learners are not supported", e.GetIndex())
 	}
 	m.conf = m.raw.ApplyConfChange(&cc)
 	m.setRoster(ros)
@@ -106,14 +105,47 @@ func (m *member) applyConfChange(e *raftpb.Entry) error {
 
 // canRemove reports whether a quorum of those left would be reachable.
 func (m *member) canRemove(id uint64) bool {
-	members := m.r.members.Load().members
+	left := slices.DeleteFunc(slices.Clone(m.conf.GetVoters()), func(voter uint64) bool { return voter == id })
 	reachable := 0
-	for other := range members {
-		if other != id && (other == m.id || m.r.peers.active(other)) {
+	for _, other := range left {
+		if other == m.id || m.r.peers.active(other) {
 			reachable++
 		}
 	}
-	return reachable >= (len(members)-1)/2+1
+	return reachable >= len(left)/2+1
+}
+
+// changing returns the change of membership that is under way, nil if there is none.
+func (m *member) changing() *pending {
+	if i := slices.IndexFunc(m.pending, func(p *pending) bool { return p.conf }); i >= 0 {
+		return m.pending[i]
+	}
+	return nil
+}
+
+// maxBehind is how many entries a new member may still miss when it begins to vote.
+const maxBehind = 256
+
+// admit gives new members their vote once they have the log. Until then nothing waits for
+// them: one that never comes back from joining does not take the quorum away.
+func (m *member) admit() {
+	if m.head == nil || len(m.conf.GetLearners()) == 0 || m.changing() != nil {
+		return
+	}
+	progress, ros := m.raw.Status().Progress, m.r.members.Load()
+	for _, id := range m.conf.GetLearners() {
+		if p := progress[id]; p.Match == 0 || p.Match+maxBehind < m.applied || ros.members[id] == nil {
+			continue
+		}
+		about, err := proto.Marshal(ros.members[id])
+		if err == nil {
+			_, err = m.proposeConf(&raftpb.ConfChange{Type: raftpb.ConfChangeAddNode.Enum(), NodeId: new(id), Context: about})
+		}
+		if err != nil {
+			m.r.cfg.Log.Warn("new manager does not vote yet", slog.String("raft_id", fmt.Sprintf("%x", id)), slog.Any("error", err))
+		}
+		return // one change at a time
+	}
 }
 
 // proposeConf proposes a change of membership and returns where its result will come.
@@ -134,39 +166,44 @@ func (m *member) proposeConf(cc *raftpb.ConfChange) (<-chan error, error) {
 }
 
 // changeMembership has the owner make a change, which it may refuse, and waits until it is
-// applied. A nil change is none. One change is in flight at a time.
+// applied. A nil change is none. One change is in flight at a time; the next one is decided
+// about when it is applied.
 func (r *Replica) changeMembership(ctx context.Context, decide func(*member) (*raftpb.ConfChange, error)) error {
-	select {
-	case r.confBusy <- struct{}{}:
-		defer func() { <-r.confBusy }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	var done <-chan error
-	var err error
-	if callErr := r.call(ctx, func(m *member) {
-		var cc *raftpb.ConfChange
-		if cc, err = decide(m); err == nil && cc != nil {
-			done, err = m.proposeConf(cc)
+	for {
+		var done <-chan error
+		var other *pending
+		var err error
+		if callErr := r.call(ctx, func(m *member) {
+			if other = m.changing(); other != nil {
+				ended := make(chan error, 1)
+				other.waiting, done = append(other.waiting, waiter{done: ended}), ended
+				return
+			}
+			var cc *raftpb.ConfChange
+			if cc, err = decide(m); err == nil && cc != nil {
+				done, err = m.proposeConf(cc)
+			}
+		}); callErr != nil {
+			return callErr
 		}
-	}); callErr != nil {
-		return callErr
-	}
-	if err != nil || done == nil {
-		return err
-	}
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-r.stopped:
-		return errStopped
+		if err != nil || done == nil {
+			return err
+		}
+		select {
+		case err := <-done:
+			if other == nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-r.stopped:
+			return errStopped
+		}
 	}
 }
 
-// AddMember makes a node a member, or changes its address, and returns its raft id. Only
-// the leader can. Denied when the node is to be a worker.
+// AddMember makes a node a member, or changes its address, and returns its raft id. It votes
+// once it has the log. Only the leader can. Denied when the node is to be a worker.
 func (r *Replica) AddMember(ctx context.Context, nodeID, addr string) (uint64, error) {
 	var id uint64
 	err := r.changeMembership(ctx, func(m *member) (*raftpb.ConfChange, error) {
@@ -174,7 +211,7 @@ func (r *Replica) AddMember(ctx context.Context, nodeID, addr string) (uint64, e
 			return nil, noLeader()
 		}
 		ros := m.r.members.Load()
-		kind := raftpb.ConfChangeAddNode
+		kind := raftpb.ConfChangeAddLearnerNode
 		if known := ros.byNode(nodeID); known != nil {
 			id = known.GetRaftId()
 			if known.GetAddr() == addr {
@@ -247,7 +284,7 @@ func (m *member) transfer() error {
 	}
 	var best, match uint64
 	for id, p := range m.raw.Status().Progress {
-		if id != m.id && m.r.peers.active(id) && (best == raft.None || p.Match > match) {
+		if id != m.id && !p.IsLearner && m.r.peers.active(id) && (best == raft.None || p.Match > match) {
 			best, match = id, p.Match
 		}
 	}

@@ -29,7 +29,6 @@ type Replica struct {
 	stopped chan struct{}        // closed when Run has returned
 
 	stopping chan struct{} // closed when the owner stops to listen
-	confBusy chan struct{} // holds a value while a change of membership is under way
 
 	status  atomic.Pointer[term]
 	members atomic.Pointer[roster]
@@ -49,6 +48,7 @@ type roster struct {
 	self    uint64
 	members map[uint64]*api.RaftMember // without status; never changed
 	removed map[uint64]bool
+	votes   bool // this member does; it has joined for good
 }
 
 // New returns a Replica that does nothing before Run.
@@ -67,7 +67,6 @@ func New(cfg Config) *Replica {
 		stopped: make(chan struct{}),
 
 		stopping: make(chan struct{}),
-		confBusy: make(chan struct{}, 1),
 	}
 	r.status.Store(&term{changed: make(chan struct{})})
 	r.members.Store(&roster{})
@@ -83,6 +82,9 @@ func (r *Replica) Follow() *Cursor { return r.feed.follow() }
 
 // Ready is closed when this member has its log and takes part in raft.
 func (r *Replica) Ready() <-chan struct{} { return r.ready }
+
+// Votes reports whether this member has a vote. A new one gets it once it has the log.
+func (r *Replica) Votes() bool { return r.members.Load().votes }
 
 // Leader returns the member that leads, as far as this one knows.
 func (r *Replica) Leader() (nodeID, addr string, ok bool) {

@@ -331,6 +331,37 @@ func TestLeaderRemovesItself(t *testing.T) {
 	})
 }
 
+// The answer to a manager that joined a single one was lost: now there were two, without the
+// other one nobody led, and without a leader the other one could not ask again.
+func TestLostJoinTakesNoQuorum(t *testing.T) {
+	inBubble(t, 1, func(t *testing.T, s *testSwarm) {
+		first := s.nodes[0]
+		id, err := first.AddMember(t.Context(), "node2", "10.0.0.2:2377")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.write("before")
+		first.stop()
+		first = s.restart(first)
+		s.write("after")
+		if n := len(first.Members()); n != 2 {
+			t.Errorf("%d members", n)
+		}
+		second := s.add()
+		if got := second.members.Load().self; got != id {
+			t.Errorf("it joined as %x and was to be %x", got, id)
+		}
+		waitFor(t, "it has a vote", second.Votes)
+		s.mustHave(second, "before", "after")
+		first.stop()
+		s.away = first
+		time.Sleep(time.Minute)
+		if leading, _ := second.Leading(); leading {
+			t.Error("one of two leads")
+		}
+	})
+}
+
 // A member that was away while another joined and became leader learns its address.
 func TestUnknownLeaderIsResolved(t *testing.T) {
 	inBubble(t, 3, func(t *testing.T, s *testSwarm) {
