@@ -1301,7 +1301,10 @@ type NetworkPeer struct {
 	// The node's WireGuard key, 32 bytes; empty when it has told none.
 	PublicKey []byte `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
 	// What only the leader and the two nodes know, 32 bytes. It changes with each rotation.
-	PresharedKey  []byte `protobuf:"bytes,4,opt,name=preshared_key,json=presharedKey,proto3" json:"preshared_key,omitempty"`
+	PresharedKey []byte `protobuf:"bytes,4,opt,name=preshared_key,json=presharedKey,proto3" json:"preshared_key,omitempty"`
+	// Of a network encrypted by ESP: what the two nodes encrypt by, newest first. Empty when one
+	// of them has not told that it can.
+	EspKeys       []*EspKey `protobuf:"bytes,5,rep,name=esp_keys,json=espKeys,proto3" json:"esp_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1364,6 +1367,103 @@ func (x *NetworkPeer) GetPresharedKey() []byte {
 	return nil
 }
 
+func (x *NetworkPeer) GetEspKeys() []*EspKey {
+	if x != nil {
+		return x.EspKeys
+	}
+	return nil
+}
+
+// EspKey is one generation of what two nodes encrypt by. Only the leader and they know it. The
+// keys are 20 bytes, of which the last four are the salt of RFC 4106.
+type EspKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Security parameters index and key of what the receiving node sends to the other.
+	OutSpi uint32 `protobuf:"varint,1,opt,name=out_spi,json=outSpi,proto3" json:"out_spi,omitempty"`
+	OutKey []byte `protobuf:"bytes,2,opt,name=out_key,json=outKey,proto3" json:"out_key,omitempty"`
+	// Those of what the other sends to it.
+	InSpi uint32 `protobuf:"varint,3,opt,name=in_spi,json=inSpi,proto3" json:"in_spi,omitempty"`
+	InKey []byte `protobuf:"bytes,4,opt,name=in_key,json=inKey,proto3" json:"in_key,omitempty"`
+	// True for the one generation that is sent with. All are received with.
+	Sending bool `protobuf:"varint,5,opt,name=sending,proto3" json:"sending,omitempty"`
+	// Grows with each rotation.
+	Generation    uint64 `protobuf:"varint,6,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EspKey) Reset() {
+	*x = EspKey{}
+	mi := &file_skep_v1_network_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EspKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EspKey) ProtoMessage() {}
+
+func (x *EspKey) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EspKey.ProtoReflect.Descriptor instead.
+func (*EspKey) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *EspKey) GetOutSpi() uint32 {
+	if x != nil {
+		return x.OutSpi
+	}
+	return 0
+}
+
+func (x *EspKey) GetOutKey() []byte {
+	if x != nil {
+		return x.OutKey
+	}
+	return nil
+}
+
+func (x *EspKey) GetInSpi() uint32 {
+	if x != nil {
+		return x.InSpi
+	}
+	return 0
+}
+
+func (x *EspKey) GetInKey() []byte {
+	if x != nil {
+		return x.InKey
+	}
+	return nil
+}
+
+func (x *EspKey) GetSending() bool {
+	if x != nil {
+		return x.Sending
+	}
+	return false
+}
+
+func (x *EspKey) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 // BalancedService is one service whose tasks are endpoints of the node's networks, or that
 // is published through the routing mesh.
 type BalancedService struct {
@@ -1382,7 +1482,7 @@ type BalancedService struct {
 
 func (x *BalancedService) Reset() {
 	*x = BalancedService{}
-	mi := &file_skep_v1_network_proto_msgTypes[18]
+	mi := &file_skep_v1_network_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1494,7 @@ func (x *BalancedService) String() string {
 func (*BalancedService) ProtoMessage() {}
 
 func (x *BalancedService) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[18]
+	mi := &file_skep_v1_network_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1507,7 @@ func (x *BalancedService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalancedService.ProtoReflect.Descriptor instead.
 func (*BalancedService) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{18}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *BalancedService) GetId() string {
@@ -1463,7 +1563,7 @@ type VirtualAddress struct {
 
 func (x *VirtualAddress) Reset() {
 	*x = VirtualAddress{}
-	mi := &file_skep_v1_network_proto_msgTypes[19]
+	mi := &file_skep_v1_network_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1475,7 +1575,7 @@ func (x *VirtualAddress) String() string {
 func (*VirtualAddress) ProtoMessage() {}
 
 func (x *VirtualAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[19]
+	mi := &file_skep_v1_network_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1488,7 +1588,7 @@ func (x *VirtualAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VirtualAddress.ProtoReflect.Descriptor instead.
 func (*VirtualAddress) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{19}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VirtualAddress) GetNetworkId() string {
@@ -1517,7 +1617,7 @@ type MeshPort struct {
 
 func (x *MeshPort) Reset() {
 	*x = MeshPort{}
-	mi := &file_skep_v1_network_proto_msgTypes[20]
+	mi := &file_skep_v1_network_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1629,7 @@ func (x *MeshPort) String() string {
 func (*MeshPort) ProtoMessage() {}
 
 func (x *MeshPort) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[20]
+	mi := &file_skep_v1_network_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1642,7 @@ func (x *MeshPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshPort.ProtoReflect.Descriptor instead.
 func (*MeshPort) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{20}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MeshPort) GetProtocol() uint32 {
@@ -1672,13 +1772,23 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\aPeerKey\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x17\n" +
-	"\anode_id\x18\x02 \x01(\tR\x06nodeId\"\x89\x01\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\"\xb5\x01\n" +
 	"\vNetworkPeer\x12\"\n" +
 	"\x03key\x18\x01 \x01(\v2\x10.skep.v1.PeerKeyR\x03key\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x03 \x01(\fR\tpublicKey\x12#\n" +
-	"\rpreshared_key\x18\x04 \x01(\fR\fpresharedKey\"\xdb\x01\n" +
+	"\rpreshared_key\x18\x04 \x01(\fR\fpresharedKey\x12*\n" +
+	"\besp_keys\x18\x05 \x03(\v2\x0f.skep.v1.EspKeyR\aespKeys\"\xa2\x01\n" +
+	"\x06EspKey\x12\x17\n" +
+	"\aout_spi\x18\x01 \x01(\rR\x06outSpi\x12\x17\n" +
+	"\aout_key\x18\x02 \x01(\fR\x06outKey\x12\x15\n" +
+	"\x06in_spi\x18\x03 \x01(\rR\x05inSpi\x12\x15\n" +
+	"\x06in_key\x18\x04 \x01(\fR\x05inKey\x12\x18\n" +
+	"\asending\x18\x05 \x01(\bR\asending\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x06 \x01(\x04R\n" +
+	"generation\"\xdb\x01\n" +
 	"\x0fBalancedService\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1727,7 +1837,7 @@ func file_skep_v1_network_proto_rawDescGZIP() []byte {
 }
 
 var file_skep_v1_network_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_skep_v1_network_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_skep_v1_network_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_skep_v1_network_proto_goTypes = []any{
 	(MeshSource)(0),               // 0: skep.v1.MeshSource
 	(*CheckNetworksRequest)(nil),  // 1: skep.v1.CheckNetworksRequest
@@ -1748,9 +1858,10 @@ var file_skep_v1_network_proto_goTypes = []any{
 	(*OverlayEndpoint)(nil),       // 16: skep.v1.OverlayEndpoint
 	(*PeerKey)(nil),               // 17: skep.v1.PeerKey
 	(*NetworkPeer)(nil),           // 18: skep.v1.NetworkPeer
-	(*BalancedService)(nil),       // 19: skep.v1.BalancedService
-	(*VirtualAddress)(nil),        // 20: skep.v1.VirtualAddress
-	(*MeshPort)(nil),              // 21: skep.v1.MeshPort
+	(*EspKey)(nil),                // 19: skep.v1.EspKey
+	(*BalancedService)(nil),       // 20: skep.v1.BalancedService
+	(*VirtualAddress)(nil),        // 21: skep.v1.VirtualAddress
+	(*MeshPort)(nil),              // 22: skep.v1.MeshPort
 }
 var file_skep_v1_network_proto_depIdxs = []int32{
 	3,  // 0: skep.v1.CheckNetworksResponse.nodes:type_name -> skep.v1.NodeNetworks
@@ -1760,7 +1871,7 @@ var file_skep_v1_network_proto_depIdxs = []int32{
 	13, // 4: skep.v1.NetworkUpdate.networks:type_name -> skep.v1.OverlayNetwork
 	16, // 5: skep.v1.NetworkUpdate.endpoints:type_name -> skep.v1.OverlayEndpoint
 	15, // 6: skep.v1.NetworkUpdate.removed_endpoints:type_name -> skep.v1.EndpointKey
-	19, // 7: skep.v1.NetworkUpdate.services:type_name -> skep.v1.BalancedService
+	20, // 7: skep.v1.NetworkUpdate.services:type_name -> skep.v1.BalancedService
 	18, // 8: skep.v1.NetworkUpdate.peers:type_name -> skep.v1.NetworkPeer
 	17, // 9: skep.v1.NetworkUpdate.removed_peers:type_name -> skep.v1.PeerKey
 	5,  // 10: skep.v1.NetworkUpdate.check:type_name -> skep.v1.CheckOrder
@@ -1768,22 +1879,23 @@ var file_skep_v1_network_proto_depIdxs = []int32{
 	0,  // 12: skep.v1.OverlayNetwork.mesh_source:type_name -> skep.v1.MeshSource
 	15, // 13: skep.v1.OverlayEndpoint.key:type_name -> skep.v1.EndpointKey
 	17, // 14: skep.v1.NetworkPeer.key:type_name -> skep.v1.PeerKey
-	20, // 15: skep.v1.BalancedService.vips:type_name -> skep.v1.VirtualAddress
-	21, // 16: skep.v1.BalancedService.ports:type_name -> skep.v1.MeshPort
-	0,  // 17: skep.v1.BalancedService.mesh_source:type_name -> skep.v1.MeshSource
-	8,  // 18: skep.v1.Networks.Watch:input_type -> skep.v1.WatchNetworksRequest
-	9,  // 19: skep.v1.Networks.Programmed:input_type -> skep.v1.ProgrammedRequest
-	1,  // 20: skep.v1.Networks.Check:input_type -> skep.v1.CheckNetworksRequest
-	6,  // 21: skep.v1.Networks.Checked:input_type -> skep.v1.CheckedRequest
-	11, // 22: skep.v1.Networks.Watch:output_type -> skep.v1.NetworkUpdate
-	10, // 23: skep.v1.Networks.Programmed:output_type -> skep.v1.ProgrammedResponse
-	2,  // 24: skep.v1.Networks.Check:output_type -> skep.v1.CheckNetworksResponse
-	7,  // 25: skep.v1.Networks.Checked:output_type -> skep.v1.CheckedResponse
-	22, // [22:26] is the sub-list for method output_type
-	18, // [18:22] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	19, // 15: skep.v1.NetworkPeer.esp_keys:type_name -> skep.v1.EspKey
+	21, // 16: skep.v1.BalancedService.vips:type_name -> skep.v1.VirtualAddress
+	22, // 17: skep.v1.BalancedService.ports:type_name -> skep.v1.MeshPort
+	0,  // 18: skep.v1.BalancedService.mesh_source:type_name -> skep.v1.MeshSource
+	8,  // 19: skep.v1.Networks.Watch:input_type -> skep.v1.WatchNetworksRequest
+	9,  // 20: skep.v1.Networks.Programmed:input_type -> skep.v1.ProgrammedRequest
+	1,  // 21: skep.v1.Networks.Check:input_type -> skep.v1.CheckNetworksRequest
+	6,  // 22: skep.v1.Networks.Checked:input_type -> skep.v1.CheckedRequest
+	11, // 23: skep.v1.Networks.Watch:output_type -> skep.v1.NetworkUpdate
+	10, // 24: skep.v1.Networks.Programmed:output_type -> skep.v1.ProgrammedResponse
+	2,  // 25: skep.v1.Networks.Check:output_type -> skep.v1.CheckNetworksResponse
+	7,  // 26: skep.v1.Networks.Checked:output_type -> skep.v1.CheckedResponse
+	23, // [23:27] is the sub-list for method output_type
+	19, // [19:23] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_skep_v1_network_proto_init() }
@@ -1798,7 +1910,7 @@ func file_skep_v1_network_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skep_v1_network_proto_rawDesc), len(file_skep_v1_network_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

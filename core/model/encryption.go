@@ -24,6 +24,10 @@ const (
 	UserspaceWireGuard = "wireguard-userspace"
 	// WireGuardKeyLabel is the engine label with the node's public key, in hexadecimal.
 	WireGuardKeyLabel = "skep.wireguard-key"
+	// ESPEpochLabel is the engine label with a random number, in hexadecimal, from which the
+	// node's keys for ESP follow as well. It is another one whenever the node's kernel has
+	// forgotten how many packets it has sent or got with the former keys.
+	ESPEpochLabel = "skep.esp-epoch"
 
 	// EncryptedOption asks for encryption of a network, whatever its value.
 	EncryptedOption = "encrypted"

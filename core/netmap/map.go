@@ -1,7 +1,6 @@
 package netmap
 
 import (
-	"bytes"
 	"iter"
 	"slices"
 
@@ -82,7 +81,7 @@ type Map struct {
 	services map[string]*service
 	tasks    map[string]map[string]*skepv1.OverlayEndpoint // by task and network
 	port     uint32
-	secret   []byte // what preshared keys are derived from
+	keys     []*api.EncryptionKey // what keys of nodes are derived from, newest first
 }
 
 // New returns the map of a stored state.
@@ -90,7 +89,7 @@ func New(v View) *Map {
 	m := &Map{
 		nodes: map[string]*node{}, networks: map[string]*network{}, services: map[string]*service{},
 		tasks: map[string]map[string]*skepv1.OverlayEndpoint{}, port: v.Cluster().GetVXLANUDPPort(),
-		secret: pki.NewestNetworkKey(v.Cluster(), pki.OverlayKeys),
+		keys: pki.NetworkKeys(v.Cluster(), pki.OverlayKeys),
 	}
 	for n := range v.Networks() {
 		m.putNetwork(n)
@@ -143,8 +142,9 @@ func (m *Map) putCluster(c *api.Cluster) []Notice {
 			out = append(out, Notice{id, Key{Kind: Local}})
 		}
 	}
-	if secret := pki.NewestNetworkKey(c, pki.OverlayKeys); !bytes.Equal(secret, m.secret) {
-		m.secret = secret
+	keys := pki.NetworkKeys(c, pki.OverlayKeys)
+	if !slices.EqualFunc(keys, m.keys, func(a, b *api.EncryptionKey) bool { return proto.Equal(a, b) }) {
+		m.keys = keys
 		for id, n := range m.networks {
 			if n.record.GetEncrypted() {
 				out = append(out, m.toMembers(id, Key{Kind: Peer, Network: id})...)

@@ -19,18 +19,26 @@ func (m *Map) toPeers(networkID, nodeID string) []Notice {
 	return m.toMembers(networkID, Key{Kind: Peer, Network: networkID, ID: nodeID})
 }
 
-// peerChanged says who must hear that a node has another key or address.
+// peerChanged says who must hear that a node has another key or address: the others, and with
+// ESP, whose keys follow from both ends, the node itself.
 func (m *Map) peerChanged(id string, old, now *api.Node) []Notice {
-	if dataAddr(old) == dataAddr(now) && publicKey(old) == publicKey(now) {
+	if dataAddr(old) == dataAddr(now) && publicKey(old) == publicKey(now) && epoch(old) == epoch(now) {
 		return nil
 	}
 	var out []Notice
 	for networkID, n := range m.networks {
 		if n.members[id] > 0 {
 			out = append(out, m.toPeers(networkID, id)...)
+			if n.record.GetEncryption() == model.ESP {
+				out = append(out, Notice{id, Key{Kind: Peer, Network: networkID}})
+			}
 		}
 	}
 	return out
+}
+
+func epoch(n *api.Node) string {
+	return n.GetDescription().GetEngine().GetLabels()[model.ESPEpochLabel]
 }
 
 func publicKey(n *api.Node) string {
@@ -47,10 +55,17 @@ func (m *Map) peerRecord(networkID, nodeID, to string) *skepv1.NetworkPeer {
 	if err != nil {
 		key = nil
 	}
-	return &skepv1.NetworkPeer{
-		Key: &skepv1.PeerKey{NetworkId: networkID, NodeId: nodeID}, Addr: n.addr(), PublicKey: key,
-		PresharedKey: presharedKey(m.secret, networkID, nodeID, to),
+	r := &skepv1.NetworkPeer{Key: &skepv1.PeerKey{NetworkId: networkID, NodeId: nodeID}, Addr: n.addr()}
+	if m.networks[networkID].record.GetEncryption() == model.ESP {
+		r.EspKeys = m.espKeys(to, nodeID)
+		return r
 	}
+	var newest []byte
+	if len(m.keys) > 0 {
+		newest = m.keys[0].GetKey()
+	}
+	r.PublicKey, r.PresharedKey = key, presharedKey(newest, networkID, nodeID, to)
+	return r
 }
 
 // presharedKey derives what two nodes of a network share: nobody else can, without the

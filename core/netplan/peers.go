@@ -65,7 +65,7 @@ func WithoutKeys(u *skepv1.NetworkUpdate) *skepv1.NetworkUpdate {
 	}
 	out := proto.CloneOf(u)
 	for _, p := range out.GetPeers() {
-		p.PresharedKey = nil
+		p.PresharedKey, p.EspKeys = nil, nil
 	}
 	return out
 }
@@ -123,7 +123,7 @@ func (s *State) mergePeers(u *skepv1.NetworkUpdate) {
 }
 
 // encrypted returns the encrypted networks that an increment says something new of: their
-// nodes, or the endpoints on them.
+// nodes, or the endpoints on them where that makes a difference to encryption.
 func (s *State) encrypted(u *skepv1.NetworkUpdate) []string {
 	ids := set[string]{}
 	note := func(id string) {
@@ -137,9 +137,9 @@ func (s *State) encrypted(u *skepv1.NetworkUpdate) []string {
 	for _, k := range u.GetRemovedPeers() {
 		note(k.GetNetworkId())
 	}
-	// What is behind a node of the ingress network makes no difference to encryption.
+	// VXLAN knows what is behind a node, with ESP and in the ingress network.
 	behind := func(id string) {
-		if !s.networks[id].GetIngress() {
+		if n := s.networks[id]; !n.GetIngress() && !ByESP(n) {
 			note(id)
 		}
 	}

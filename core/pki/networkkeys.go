@@ -1,9 +1,11 @@
 package pki
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/skep-dev/skep/api"
 )
@@ -85,13 +87,22 @@ func oldestNetworkKey(c *api.Cluster, subsystem string) (count, oldest int) {
 	return count, oldest
 }
 
-// NewestNetworkKey returns the newest key of a subsystem, nil without any.
-func NewestNetworkKey(c *api.Cluster, subsystem string) []byte {
-	var newest *api.EncryptionKey
+// NetworkKeys returns the keys of a subsystem, newest first.
+func NetworkKeys(c *api.Cluster, subsystem string) []*api.EncryptionKey {
+	var out []*api.EncryptionKey
 	for _, k := range c.GetNetworkBootstrapKeys() {
-		if k.GetSubsystem() == subsystem && (newest == nil || k.GetLamportTime() > newest.GetLamportTime()) {
-			newest = k
+		if k.GetSubsystem() == subsystem {
+			out = append(out, k)
 		}
 	}
-	return newest.GetKey()
+	slices.SortFunc(out, func(a, b *api.EncryptionKey) int { return cmp.Compare(b.GetLamportTime(), a.GetLamportTime()) })
+	return out
+}
+
+// NewestNetworkKey returns the newest key of a subsystem, nil without any.
+func NewestNetworkKey(c *api.Cluster, subsystem string) []byte {
+	if keys := NetworkKeys(c, subsystem); len(keys) > 0 {
+		return keys[0].GetKey()
+	}
+	return nil
 }

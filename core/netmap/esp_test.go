@@ -1,0 +1,123 @@
+package netmap
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
+)
+
+func TestSPI(t *testing.T) {
+	for _, c := range []struct {
+		from, to string
+		want     uint32
+	}{
+		{"192.168.0.2", "192.168.0.3", 0x20536156}, {"192.168.0.3", "192.168.0.2", 0x737a3036}, {"fd00::1", "fd00::2", 0x770a94b4},
+	} {
+		if got := spi(netip.MustParseAddr(c.from), netip.MustParseAddr(c.to), 100); got != c.want {
+			t.Errorf("%s to %s: %#x, want %#x", c.from, c.to, got, c.want)
+		}
+	}
+}
+
+func espNode(i int, epoch string) *api.Node {
+	n := encryptedNode(fmt.Sprintf("n%d", i), "0a")
+	n.Description.Engine.Labels = map[string]string{model.ESPEpochLabel: epoch}
+	return n
+}
+
+func generations(times ...uint64) *api.Cluster {
+	c := new(api.Cluster)
+	for _, at := range times {
+		c.NetworkBootstrapKeys = append(c.NetworkBootstrapKeys, &api.EncryptionKey{Subsystem: pki.OverlayKeys, Key: fmt.Appendf(nil, "key%d", at), LamportTime: at})
+	}
+	return c
+}
+
+// TestESPKeys: what one node sends by, the other receives by, and nobody else has it; they
+// change as the keys of the cluster do, and with a node's epoch.
+func TestESPKeys(t *testing.T) {
+	network := encryptedNetwork()
+	network.DriverState.Options[model.EncryptionOption] = model.ESP
+	m := New(&records{})
+	m.Apply(model.Event{Table: model.Clusters, New: generations(5, 3, 4)})
+	m.Apply(model.Event{Table: model.Networks, New: network})
+	var all []*follower
+	for i := 1; i <= 3; i++ {
+		m.Apply(model.Event{Table: model.Nodes, New: espNode(i, fmt.Sprintf("epoch%d", i))})
+		task := encryptedTask(fmt.Sprintf("t%d", i), fmt.Sprintf("n%d", i))
+		task.Networks[0].Network = network
+		m.Apply(model.Event{Table: model.Tasks, New: task})
+	}
+	for i := 1; i <= 3; i++ {
+		f := &follower{m: m, id: fmt.Sprintf("n%d", i), peers: map[string]*skepv1.NetworkPeer{}}
+		u, told := m.Complete(f.id)
+		f.told = told
+		f.take(u)
+		all = append(all, f)
+	}
+	everybody := func(e model.Event) {
+		notices := m.Apply(e)
+		for _, f := range all {
+			f.hear(notices)
+		}
+	}
+	seen := map[string]bool{}
+	check := func(what string, times ...uint64) {
+		t.Helper()
+		used := map[string]bool{}
+		for _, f := range all {
+			for id, p := range f.peers {
+				if len(p.GetPresharedKey())+len(p.GetPublicKey()) > 0 || len(p.GetEspKeys()) != len(times) {
+					t.Fatalf("%s: %s was told of %s: %v", what, f.id, id, p)
+				}
+				back := all[id[1]-'1'].peers[f.id]
+				for i, k := range p.GetEspKeys() {
+					b := back.GetEspKeys()[i]
+					if k.GetGeneration() != times[i] || k.GetSending() != (i == 1) || len(k.GetOutKey()) != 20 ||
+						k.GetOutSpi() != b.GetInSpi() || !bytes.Equal(k.GetOutKey(), b.GetInKey()) || b.GetSending() != k.GetSending() {
+						t.Errorf("%s: %s sends to %s by %v, which receives by %v", what, f.id, id, k, b)
+					}
+					if used[string(k.GetOutKey())] {
+						t.Errorf("%s: the key from %s to %s is used twice", what, f.id, id)
+					}
+					used[string(k.GetOutKey())] = true
+				}
+			}
+		}
+		for k := range used {
+			seen[k] = true
+		}
+	}
+	known := func(want int, what string) {
+		t.Helper()
+		if len(seen) != want {
+			t.Errorf("%s: %d keys so far, want %d", what, len(seen), want)
+		}
+	}
+	check("at first", 5, 4, 3)
+	known(3*6, "at first")
+	everybody(model.Event{Table: model.Clusters, New: generations(6, 5, 4)})
+	check("after a rotation", 6, 5, 4)
+	known(4*6, "a rotation brings one more for each pair and direction")
+	everybody(model.Event{Table: model.Nodes, Old: espNode(2, "epoch2"), New: espNode(2, "another")})
+	check("after a loss", 6, 5, 4)
+	known(4*6+3*4, "a loss changes those of one node")
+	everybody(model.Event{Table: model.Nodes, Old: espNode(2, "another"), New: espNode(2, "")})
+	if keys := all[0].peers["n2"].GetEspKeys(); len(keys) > 0 {
+		t.Errorf("a node that cannot encrypt is told of with %v", keys)
+	}
+	for _, f := range all {
+		u, _ := m.Complete(f.id)
+		whole := &follower{peers: map[string]*skepv1.NetworkPeer{}}
+		whole.take(u)
+		if fmt.Sprint(whole.peers) != fmt.Sprint(f.peers) {
+			t.Errorf("%s knows %v, a new one would know %v", f.id, f.peers, whole.peers)
+		}
+	}
+}

@@ -1,0 +1,163 @@
+package netplan
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	skepv1 "github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/model"
+)
+
+// ESPKeySize is the length of a key for ESP: 16 bytes of AES and a salt of four.
+const ESPKeySize = 20
+
+// ESPKey is a key for ESP. It prints as nothing.
+type ESPKey [ESPKeySize]byte
+
+// String keeps the key out of logs.
+func (ESPKey) String() string { return "[redacted]" }
+
+// GoString does so as well.
+func (ESPKey) GoString() string { return "[redacted]" }
+
+// SAID names a security association for those who receive by it.
+type SAID struct {
+	Dst netip.Addr
+	SPI uint32
+}
+
+func (a SAID) compare(b SAID) int { return cmp.Or(a.Dst.Compare(b.Dst), cmp.Compare(a.SPI, b.SPI)) }
+
+// SA is a security association: what Src sends to Dst is encrypted by Key.
+type SA struct {
+	SAID
+
+	Src netip.Addr
+	// Key is zero where the kernel does not show it.
+	Key ESPKey
+	// Generation grows with each rotation of keys; zero for what the kernel has.
+	Generation uint64
+}
+
+// ESPWay says by which association what this node sends to another is encrypted.
+type ESPWay struct {
+	Src netip.Addr
+	SAID
+}
+
+// ESP is what the kernel holds, or shall hold, of networks that are encrypted by it.
+type ESP struct {
+	SAs  map[SAID]SA
+	Ways map[netip.Addr]ESPWay // by the other node
+	// Untold are the nodes whose keys no manager has said yet: what the kernel has of them
+	// stays as it is.
+	Untold map[netip.Addr]bool
+	// Clashes name what cannot be, since two nodes send with one index.
+	Clashes []string
+}
+
+// ByESP reports whether a network is encrypted by ESP.
+func ByESP(n *skepv1.OverlayNetwork) bool { return n.GetEncrypted() && n.GetEncryption() == model.ESP }
+
+// ESP returns what the kernel shall hold for some networks of this node. Two nodes have the
+// same associations whatever number of networks they share.
+func (s *State) ESP(networks []string) ESP {
+	out := ESP{SAs: map[SAID]SA{}, Ways: map[netip.Addr]ESPWay{}, Untold: map[netip.Addr]bool{}}
+	local, err := netip.ParseAddr(s.node.GetDataAddr())
+	if err != nil {
+		return out
+	}
+	told, from := map[string]bool{}, map[SAID]string{}
+	for _, network := range networks {
+		for _, id := range slices.Sorted(maps.Keys(s.peers[network])) {
+			p := s.peers[network][id]
+			at, err := netip.ParseAddr(p.GetAddr())
+			if err != nil || told[id] {
+				continue
+			}
+			if len(p.GetEspKeys()) == 0 {
+				out.Untold[at] = true
+				continue
+			}
+			told[id] = true
+			delete(out.Untold, at)
+			for _, k := range p.GetEspKeys() {
+				if len(k.GetInKey()) != ESPKeySize || len(k.GetOutKey()) != ESPKeySize {
+					continue
+				}
+				in := SA{SAID: SAID{local, k.GetInSpi()}, Src: at, Key: ESPKey(k.GetInKey()), Generation: k.GetGeneration()}
+				if other, taken := from[in.SAID]; taken {
+					out.Clashes = append(out.Clashes, fmt.Sprintf("what node %s sends cannot be told from what node %s sends: both have index %#08x", id, other, in.SPI))
+				} else {
+					from[in.SAID], out.SAs[in.SAID] = id, in
+				}
+				send := SA{SAID: SAID{at, k.GetOutSpi()}, Src: local, Key: ESPKey(k.GetOutKey()), Generation: k.GetGeneration()}
+				if k.GetSending() {
+					out.SAs[send.SAID] = send
+					out.Ways[at] = ESPWay{Src: local, SAID: send.SAID}
+				}
+			}
+		}
+	}
+	return out
+}
+
+// ESPOp is one change to the kernel: Put or remove an association, or the Way to a node.
+type ESPOp struct {
+	Put bool
+	// SA is meant unless Way is set.
+	SA  SA
+	Way *ESPWay
+}
+
+// Diff returns what makes have match e, in an order in which nobody sends by what is not there:
+// what is received by, what is sent by, which of it is sent by, and what is gone. Removals of
+// what is in the way of something new come right before it; the others come last.
+func (e ESP) Diff(have ESP) []ESPOp {
+	var receive, send, ways, gone []ESPOp
+	for _, id := range slices.SortedFunc(maps.Keys(e.SAs), SAID.compare) {
+		want := e.SAs[id]
+		is, there := have.SAs[id]
+		if there && is.Src == want.Src && (is.Key == want.Key || is.Key == ESPKey{}) {
+			continue
+		}
+		list := &receive
+		if way, ok := e.Ways[id.Dst]; ok && way.SAID == id {
+			list = &send
+		}
+		if there {
+			*list = append(*list, ESPOp{SA: is})
+		}
+		*list = append(*list, ESPOp{Put: true, SA: want})
+	}
+	for _, at := range slices.SortedFunc(maps.Keys(e.Ways), netip.Addr.Compare) {
+		if way := e.Ways[at]; have.Ways[at] != way {
+			ways = append(ways, ESPOp{Put: true, Way: &way})
+		}
+	}
+	for _, at := range slices.SortedFunc(maps.Keys(have.Ways), netip.Addr.Compare) {
+		if _, stays := e.Ways[at]; !stays && !e.Untold[at] {
+			way := have.Ways[at]
+			gone = append(gone, ESPOp{Way: &way})
+		}
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(have.SAs), SAID.compare) {
+		is := have.SAs[id]
+		if _, stays := e.SAs[id]; !stays && !e.Untold[is.Dst] && !e.Untold[is.Src] {
+			gone = append(gone, ESPOp{SA: is})
+		}
+	}
+	return slices.Concat(receive, send, ways, gone)
+}
+
+// Additions returns the operations without those that only take away.
+func Additions(ops []ESPOp) []ESPOp {
+	last := len(ops)
+	for last > 0 && !ops[last-1].Put {
+		last--
+	}
+	return ops[:last]
+}
