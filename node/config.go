@@ -36,8 +36,10 @@ type Config struct {
 	AdvertiseAddr, ListenAddr string
 	// Labels are engine labels, key=value.
 	Labels []string
-	// Abilities are engine labels that only the managers are told: what this node can do.
-	Abilities []string
+	// Abilities returns engine labels that only the managers are told: what this node can do.
+	// Nil means none. AbilitiesChanged has a value when it returns others than before.
+	Abilities        func() []string
+	AbilitiesChanged <-chan struct{}
 	// MetricsAddr serves /metrics in clear; empty serves none.
 	MetricsAddr string
 	// UnlockProvider is asked for the unlock key when this manager starts locked: a

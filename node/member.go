@@ -123,6 +123,16 @@ func (m *member) run(ctx context.Context) error {
 		return nil
 	})
 	group.Go(func() error { return m.runRoles(ctx) })
+	group.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-m.cfg.AbilitiesChanged:
+				m.agent.DescriptionChanged()
+			}
+		}
+	})
 	return group.Wait()
 }
 
@@ -407,7 +417,11 @@ func (m *member) describe(ctx context.Context) (*api.NodeDescription, error) {
 		return nil, err
 	}
 	labels := map[string]string{}
-	for _, l := range slices.Concat(m.cfg.Abilities, m.cfg.Labels) {
+	var abilities []string
+	if m.cfg.Abilities != nil {
+		abilities = m.cfg.Abilities()
+	}
+	for _, l := range slices.Concat(abilities, m.cfg.Labels) {
 		k, v, _ := strings.Cut(l, "=")
 		labels[k] = v
 	}

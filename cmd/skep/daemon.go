@@ -87,8 +87,8 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 		DataRoot: d.DataRoot, ExecRoot: d.ExecRoot, UnlockProvider: d.UnlockProvider, Hosts: d.Hosts,
 		TLSCert: d.TLSCert, TLSKey: d.TLSKey, TLSCACert: d.TLSCACert,
 		AnyClient: !d.TLSVerify, Clear: !d.TLS, Roles: d.Roles,
-		AdvertiseAddr: d.AdvertiseAddr, ListenAddr: d.ListenAddr, Labels: d.Labels, Abilities: network.Labels(), MetricsAddr: d.MetricsAddr,
-		StopTasks: d.StopTasks, Debug: d.LogLevel == "debug", Hostname: hostname, Version: version, Commit: commit, BuildTime: buildTime(),
+		AdvertiseAddr: d.AdvertiseAddr, ListenAddr: d.ListenAddr, Labels: d.Labels, Abilities: network.Labels, AbilitiesChanged: network.LabelsChanged(),
+		MetricsAddr: d.MetricsAddr, StopTasks: d.StopTasks, Debug: d.LogLevel == "debug", Hostname: hostname, Version: version, Commit: commit, BuildTime: buildTime(),
 		InsecureRegistries: d.Insecure, Engine: engine, Networks: network, Attachments: attachments, Bridges: network, Reload: reload, Log: log, Registry: registry,
 	})
 	withTasks := d.StopTasks || errors.Is(context.Cause(ctx), node.ErrStopTasks)

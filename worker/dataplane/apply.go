@@ -53,12 +53,12 @@ func (d *Dataplane) apply(u *skepv1.NetworkUpdate) error {
 	if whole {
 		errs = append(errs, d.converge(&drift{repair: true}))
 	} else {
-		errs = append(errs, d.forward(p.Route, true), d.updateCrypts(p.Encrypted, false), d.balance(p.Balance), d.updateMesh(p.Publish, p.Keep))
+		errs = append(errs, d.updateESP(p.Encrypted, false), d.forward(p.Route, true), d.updateCrypts(p.Encrypted, false), d.balance(p.Balance), d.updateMesh(p.Publish, p.Keep))
 	}
 	d.names.merge(p.Update)
 	errs = append(errs, d.end(p.End))
 	if !whole {
-		errs = append(errs, d.forward(p.Unroute, false), d.updateCrypts(p.Encrypted, true))
+		errs = append(errs, d.forward(p.Unroute, false), d.updateCrypts(p.Encrypted, true), d.updateESP(p.Encrypted, true))
 	}
 	return errors.Join(errs...)
 }
@@ -166,6 +166,13 @@ func (d *Dataplane) end(list []netplan.End) error {
 func (d *Dataplane) converge(x *drift) error {
 	var errs []error
 	needed, encrypted := d.needed()
+	sealed := byESP(needed)
+	x.at(sealed...)
+	if err := d.ensureESP(sealed, x); err != nil {
+		// Without what encrypts them their devices must not be made.
+		errs = append(errs, err)
+		needed = slices.DeleteFunc(needed, netplan.ByESP)
+	}
 	if len(needed) > 0 {
 		f, err := d.openSwitch()
 		if err != nil {
@@ -195,9 +202,10 @@ func (d *Dataplane) converge(x *drift) error {
 	errs = append(errs, d.tidyCrypts(x))
 	if len(needed) > 0 {
 		errs = append(errs, d.tidySwitch(x))
-	} else if d.fabric != nil && x.repair {
+	} else if d.fabric != nil && x.repair && len(sealed) == 0 {
 		errs = append(errs, d.closeSwitch())
 	}
+	errs = append(errs, d.tidyESP(x))
 	if slices.ContainsFunc(leases(d.state.Leases), func(a netip.Addr) bool { return a.IsValid() }) {
 		err := d.ensureBridge(x)
 		d.ready = err == nil

@@ -77,9 +77,15 @@ func (d *Dataplane) cryptLabels() []string {
 		return nil
 	}
 	public := d.private.Public()
-	return []string{
+	out := []string{
 		model.EncryptionLabel + "=" + strings.Join(d.encryption, ","), fmt.Sprintf("%s=%x", model.WireGuardKeyLabel, public[:]),
 	}
+	if d.canESP() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		out = append(out, model.ESPEpochLabel+"="+d.esp.memory.Epoch)
+	}
+	return out
 }
 
 // recoverKey takes over the key that the devices of a former process have, or makes one.
@@ -120,6 +126,9 @@ func keyOfDevice(path string) wireguard.Key {
 // encryptions probes how this node can encrypt.
 func (d *Dataplane) encryptions() []string {
 	var out []string
+	if err := d.probeESP(); err == nil {
+		out = append(out, model.ESP)
+	}
 	if err := d.probeWireGuard(); err == nil {
 		out = append(out, model.WireGuard)
 	}
@@ -142,8 +151,14 @@ func (d *Dataplane) probeWireGuard() error {
 	return errors.Join(err, removeNamespace(path))
 }
 
+// apart reports whether a network has a namespace of its own: one that WireGuard encrypts.
+func apart(n *skepv1.OverlayNetwork) bool { return n.GetEncrypted() && !netplan.ByESP(n) }
+
 // refuseCrypt says why this node does not serve an encrypted network, nil if it does.
 func (d *Dataplane) refuseCrypt(n *skepv1.OverlayNetwork) error {
+	if netplan.ByESP(n) {
+		return d.refuseESP(n)
+	}
 	how := n.GetEncryption()
 	can := slices.Contains(d.encryption, how) || how == model.WireGuard && slices.Contains(d.encryption, model.UserspaceWireGuard)
 	switch {
@@ -592,7 +607,7 @@ func (d *Dataplane) removeCrypt(path string) error {
 
 // fabricOf returns the open namespace that a network's links are in, nil without one.
 func (d *Dataplane) fabricOf(n *skepv1.OverlayNetwork) *fabric {
-	if !n.GetEncrypted() {
+	if !apart(n) {
 		return d.fabric
 	}
 	if c := d.crypts[n.GetId()]; c != nil {

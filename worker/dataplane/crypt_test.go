@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ import (
 
 	skepv1 "github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/netplan"
 	"github.com/skep-dev/skep/worker/runtime"
 	"github.com/skep-dev/skep/worker/wireguard"
 )
@@ -43,10 +45,10 @@ func TestMain(m *testing.M) {
 }
 
 // sealed are two encrypted networks with the same subnet, the first with IPv6 as well.
-func sealed() []*skepv1.OverlayNetwork {
+func sealed(how string) []*skepv1.OverlayNetwork {
 	one := func(id string, vni, port uint32) *skepv1.OverlayNetwork {
 		return &skepv1.OverlayNetwork{
-			Id: id, Name: id, Encrypted: true, Encryption: model.WireGuard, EncryptionPort: port,
+			Id: id, Name: id, Encrypted: true, Encryption: how, EncryptionPort: port,
 			Subnets: []*skepv1.OverlaySubnet{{Subnet: "10.0.8.0/24", Gateway: "10.0.8.1", Vni: vni}},
 		}
 	}
@@ -55,7 +57,7 @@ func sealed() []*skepv1.OverlayNetwork {
 	return list
 }
 
-// tellPeers tells each node of all others, with preshared keys of one generation.
+// tellPeers tells each node of all others, with keys of one generation.
 func (l *lab) tellPeers(generation byte, networks ...*skepv1.OverlayNetwork) {
 	l.t.Helper()
 	for i, n := range l.nodes {
@@ -71,6 +73,7 @@ func (l *lab) tellPeers(generation byte, networks ...*skepv1.OverlayNetwork) {
 				shared[0], shared[1], shared[2] = generation, byte(i+j), byte(k)
 				u.Peers = append(u.Peers, &skepv1.NetworkPeer{
 					Key: &skepv1.PeerKey{NetworkId: network.GetId(), NodeId: other.id}, Addr: other.addr.String(), PublicKey: public[:], PresharedKey: shared,
+					EspKeys: espKeys(n, other, generation),
 				})
 			}
 		}
@@ -80,12 +83,41 @@ func (l *lab) tellPeers(generation byte, networks ...*skepv1.OverlayNetwork) {
 	}
 }
 
+// espKeys are what a node is told of another: three generations, as managers tell them.
+func espKeys(n, other *labNode, generation byte) []*skepv1.EspKey {
+	var out []*skepv1.EspKey
+	for g := generation; g+3 > generation; g-- {
+		key := func(from, to *labNode) []byte {
+			sum := sha256.Sum256(fmt.Append(nil, from.id, to.id, from.esp.memory.Epoch, to.esp.memory.Epoch, g))
+			return sum[:netplan.ESPKeySize]
+		}
+		index := func(from, to *labNode) uint32 {
+			return uint32(from.addr.As4()[3])<<16 | uint32(to.addr.As4()[3])<<24 | uint32(g)
+		}
+		out = append(out, &skepv1.EspKey{
+			OutSpi: index(n, other), OutKey: key(n, other), InSpi: index(other, n), InKey: key(other, n), Sending: g == generation-1, Generation: uint64(g),
+		})
+	}
+	return out
+}
+
+// eachWay runs a test for every way to encrypt.
+func eachWay(t *testing.T, f func(t *testing.T, how string)) {
+	t.Helper()
+	for _, how := range []string{model.WireGuard, model.ESP} {
+		t.Run(how, func(t *testing.T) { f(t, how) })
+	}
+}
+
 // sealedLab is two nodes with containers on both twin networks: a1 and a2 on the first, b1
 // and b2 on the second with their addresses.
-func sealedLab(t *testing.T) (l *lab, paths map[string]string) {
+func sealedLab(t *testing.T, how string) (l *lab, paths map[string]string) {
 	t.Helper()
 	l = newLab(t, 2)
-	if len(l.nodes[0].encryption) == 0 {
+	switch can := l.nodes[0].encryption; {
+	case how == model.ESP && !slices.Contains(can, how):
+		t.Skipf("this kernel has no ESP: %v", l.nodes[0].probeESP())
+	case len(can) == 0:
 		t.Skip("this kernel has neither WireGuard nor TUN")
 	}
 	var endpoints []*skepv1.OverlayEndpoint
@@ -95,8 +127,8 @@ func sealedLab(t *testing.T) (l *lab, paths map[string]string) {
 		endpoints = append(endpoints, a, endpointOf(n, "twin-of-it", fmt.Sprintf("b%d", i+1), "", fmt.Sprintf("10.0.8.%d", i+2), true))
 	}
 	service := &skepv1.BalancedService{Id: "s1", Name: "web", Virtual: true, Vips: []*skepv1.VirtualAddress{{NetworkId: "sealed", Addr: "10.0.8.100/24"}}}
-	l.tell(&skepv1.NetworkUpdate{Complete: true, Networks: append(nets(), sealed()...), Endpoints: append(l.legs(), endpoints...), Services: []*skepv1.BalancedService{service}})
-	l.tellPeers(1, sealed()...)
+	l.tell(&skepv1.NetworkUpdate{Complete: true, Networks: append(nets(), sealed(how)...), Endpoints: append(l.legs(), endpoints...), Services: []*skepv1.BalancedService{service}})
+	l.tellPeers(3, sealed(how)...)
 	paths = map[string]string{}
 	for i, n := range l.nodes {
 		for network, name := range map[string]string{"sealed": "a", "twin-of-it": "b"} {
@@ -116,8 +148,10 @@ func sealedLab(t *testing.T) (l *lab, paths map[string]string) {
 	return l, paths
 }
 
-func TestEncryptedAcrossNodes(t *testing.T) {
-	l, in := sealedLab(t)
+func TestEncryptedAcrossNodes(t *testing.T) { eachWay(t, encryptedAcrossNodes) }
+
+func encryptedAcrossNodes(t *testing.T, how string) {
+	l, in := sealedLab(t, how)
 	for _, network := range []string{"tcp4", "udp4"} {
 		wantWho(t, in["a1"], network, "10.0.8.3:80", "a2", "10.0.8.2")
 		wantWho(t, in["a2"], network, "10.0.8.2:80", "a1", "10.0.8.3")
@@ -146,7 +180,9 @@ func TestEncryptedAcrossNodes(t *testing.T) {
 	wantV6(t, in["a1"], in["a2"], "fd00:8::3")
 	wantV6(t, in["a2"], in["a1"], "fd00:8::2")
 	l.wantClean()
-	if _, kernel := l.nodes[0].crypts["sealed"].tunnel.(*wireguard.Kernel); kernel {
+	if how == model.ESP {
+		t.Log("by the kernel's ESP")
+	} else if _, kernel := l.nodes[0].crypts["sealed"].tunnel.(*wireguard.Kernel); kernel {
 		t.Log("by the kernel's WireGuard")
 	}
 }
@@ -154,7 +190,8 @@ func TestEncryptedAcrossNodes(t *testing.T) {
 // TestEncryptedCarriesFullPackets: what fills packets to the last byte gets through, and
 // all of a large transfer.
 func TestEncryptedCarriesFullPackets(t *testing.T) {
-	l, in := sealedLab(t)
+	how := model.WireGuard
+	l, in := sealedLab(t, how)
 	wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2")
 	const size = 4 << 20
 	for _, way := range [][3]string{{"a1", "a2", "10.0.8.3:83"}, {"a2", "a1", "10.0.8.2:83"}} {
@@ -241,7 +278,8 @@ func wantV6(t *testing.T, from, to, addr string) {
 
 // TestEncryptedTakesOnlyItsOwn: what a container sends under another's address goes nowhere.
 func TestEncryptedTakesOnlyItsOwn(t *testing.T) {
-	l, in := sealedLab(t)
+	how := model.WireGuard
+	l, in := sealedLab(t, how)
 	var p net.PacketConn
 	if err := withinPath(in["a2"], func(netns.NsHandle) (err error) {
 		p, err = (&net.ListenConfig{}).ListenPacket(t.Context(), "udp4", ":82")
@@ -290,7 +328,8 @@ func TestEncryptedTakesOnlyItsOwn(t *testing.T) {
 }
 
 func TestEncryptedKeysRotate(t *testing.T) {
-	l, in := sealedLab(t)
+	how := model.WireGuard
+	l, in := sealedLab(t, how)
 	c, err := dialIn(in["a1"], "udp4", "10.0.8.3:80")
 	if err != nil {
 		t.Fatal(err)
@@ -323,7 +362,7 @@ func TestEncryptedKeysRotate(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		l.tellPeers(generation, sealed()...)
+		l.tellPeers(generation, sealed(how)...)
 		for _, n := range l.nodes {
 			have, err := n.crypts["sealed"].tunnel.Read()
 			if err != nil {
@@ -345,7 +384,8 @@ func TestEncryptedKeysRotate(t *testing.T) {
 }
 
 func TestEncryptedIsMended(t *testing.T) {
-	l, in := sealedLab(t)
+	how := model.WireGuard
+	l, in := sealedLab(t, how)
 	n := l.nodes[0]
 	spoil := map[string]func(*crypt) error{
 		"route": func(c *crypt) error {
@@ -396,7 +436,8 @@ func wantWhoSoon(t *testing.T, path, to, name, seen string) {
 
 // TestEncryptedOutlivesTheDaemon: traffic goes on without it, and the next one takes over.
 func TestEncryptedOutlivesTheDaemon(t *testing.T) {
-	l, in := sealedLab(t)
+	how := model.WireGuard
+	l, in := sealedLab(t, how)
 	n := l.nodes[0]
 	wantWho(t, in["a1"], "udp4", "10.0.8.3:80", "a2", "10.0.8.2")
 	key := n.private
@@ -416,7 +457,7 @@ func TestEncryptedOutlivesTheDaemon(t *testing.T) {
 	if !userspace {
 		return // the kernel's device does not end
 	}
-	l.tellPeers(1, sealed()...)
+	l.tellPeers(1, sealed(how)...)
 	if err := p.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -427,7 +468,8 @@ func TestEncryptedOutlivesTheDaemon(t *testing.T) {
 }
 
 func TestEncryptedEndpointsComeAndGo(t *testing.T) {
-	l, in := sealedLab(t)
+	how := model.WireGuard
+	l, in := sealedLab(t, how)
 	allowed := func() []string {
 		have, err := l.nodes[0].crypts["sealed"].tunnel.Read()
 		if err != nil {

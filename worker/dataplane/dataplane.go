@@ -73,6 +73,7 @@ type Dataplane struct {
 	encryption []string
 	private    wireguard.Key
 	ended      chan struct{} // has a value when a WireGuard device ended
+	described  chan struct{} // has a value when Labels returns others than before
 	forwards   chan struct{} // holds a token for each question that waits for another resolver
 
 	mu        sync.Mutex
@@ -84,7 +85,8 @@ type Dataplane struct {
 	bridges   map[string]*bridge  // networks of this node alone, by id
 	sandboxes map[string]*sandbox // those on overlay networks, by container id
 	fabric    *fabric             // nil until there is an overlay network
-	crypts    map[string]*crypt   // open encrypted networks, by id
+	crypts    map[string]*crypt   // open networks encrypted by WireGuard, by id
+	esp       esp
 	local     watched
 	mesh      mesh
 	ready     bool // the local bridge was found or made
@@ -125,7 +127,7 @@ func New(cfg Config) (*Dataplane, error) {
 		cfg: cfg, bridge: cfg.Bridge, names: newDirectory(), forwards: make(chan struct{}, maxForwards),
 		reserved: map[string][]*reservation{}, want: netplan.NewState(), changed: make(chan struct{}),
 		journal: newJournal(cfg.ExecDir), sandboxes: map[string]*sandbox{}, crypts: map[string]*crypt{},
-		ended: make(chan struct{}, 1), mesh: newMesh(),
+		ended: make(chan struct{}, 1), described: make(chan struct{}, 1), mesh: newMesh(),
 	}
 	if d.bridge == "" {
 		sum := sha256.Sum256([]byte(cfg.Dir))
@@ -166,11 +168,17 @@ func (d *Dataplane) Labels() []string {
 	return append(out, d.cryptLabels()...)
 }
 
+// LabelsChanged has a value when Labels returns others than before.
+func (d *Dataplane) LabelsChanged() <-chan struct{} { return d.described }
+
 // recover takes over what a former process left.
 func (d *Dataplane) recover() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := errors.Join(d.load(), d.recoverKey()); err != nil {
+		return err
+	}
+	if err := d.recoverESP(); err != nil {
 		return err
 	}
 	switch {
@@ -557,7 +565,7 @@ func (d *Dataplane) leave(id string, l lease) error {
 	if d.fabric != nil {
 		errs = append(errs, d.tidySwitch(x))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, d.tidyESP(x))...)
 }
 
 // tidySwitch removes the networks that no container of this node is on, and the switch
@@ -650,7 +658,7 @@ func (d *Dataplane) Destroy(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.want = netplan.NewState()
-	return errors.Join(err, d.removeMesh(&drift{repair: true}), d.closeSwitch(), d.tidyCrypts(&drift{repair: true}), d.journal.remove(),
+	return errors.Join(err, d.removeMesh(&drift{repair: true}), d.closeSwitch(), d.tidyCrypts(&drift{repair: true}), d.tidyESP(&drift{repair: true}), d.forgetESP(), d.journal.remove(),
 		d.localRules().remove(d.hostNS), d.removeBridge())
 }
 

@@ -32,11 +32,16 @@ type drift struct {
 // at says which networks what is looked at from now on belongs to.
 func (x *drift) at(networks ...string) { x.networks = networks }
 
-// add records a difference and reports whether to mend it.
-func (x *drift) add(kind, format string, args ...any) bool {
+// note records a difference that is not for us to mend.
+func (x *drift) note(kind, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	x.found = append(x.found, text)
 	x.details = append(x.details, &skepv1.NetworkDifference{Kind: kind, NetworkIds: x.networks, Text: text})
+}
+
+// add records a difference and reports whether to mend it.
+func (x *drift) add(kind, format string, args ...any) bool {
+	x.note(kind, format, args...)
 	if x.repair && x.repairs != nil {
 		x.repairs.count(kind)
 	}

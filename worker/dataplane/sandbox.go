@@ -84,7 +84,7 @@ func (d *Dataplane) addOverlays(id string, l lease) error {
 	var fresh []*skepv1.OverlayNetwork
 	for _, o := range l.Overlays {
 		n := d.want.Network(o.NetworkID)
-		if n.GetEncrypted() {
+		if apart(n) {
 			if f := d.fabricOf(n); inTunnel(n) && f != nil && !slices.Contains(f.segments(n), segmentLinks{}) {
 				continue // the node itself is in the network
 			}
@@ -98,6 +98,12 @@ func (d *Dataplane) addOverlays(id string, l lease) error {
 			return err
 		}
 		before := f.segments(n)
+		if netplan.ByESP(n) {
+			switched, _ := d.needed()
+			if err := d.ensureESP(byESP(switched), x); err != nil {
+				return err
+			}
+		}
 		if err := d.ensureNetwork(f, n, x); err != nil {
 			return err
 		}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	skepv1 "github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/netplan"
 )
 
@@ -30,6 +31,7 @@ func (d *Dataplane) switchNS() string { return filepath.Join(d.cfg.ExecDir, ".sw
 
 func bridgeName(vni uint32) string { return fmt.Sprintf("br%d", vni) }
 func vxlanName(vni uint32) string  { return fmt.Sprintf("vx%d", vni) }
+func espName(vni uint32) string    { return fmt.Sprintf(espLink+"%d", vni) }
 
 // portName names the switch's end of a container's link to a network.
 func portName(containerID, network string) string {
@@ -47,6 +49,7 @@ type fabric struct {
 	routed bool
 	// sockets is of the namespace that encapsulated packets leave from and come to.
 	sockets *netlink.Handle
+	marks   watched // of what ESP encrypts
 }
 
 // openFabric makes the switch namespace unless it is there. Callers hold mu and close it.
@@ -142,6 +145,8 @@ func insideMTU(n *skepv1.OverlayNetwork, vxlan int) int {
 		return int(n.GetMtu())
 	case isBridge(n):
 		return plainMTU
+	case netplan.ByESP(n):
+		return espMTU(vxlan)
 	case inTunnel(n):
 		return tunnelMTU(vxlan) - vxlanExtra6
 	case n.GetEncrypted():
@@ -161,6 +166,12 @@ func (d *Dataplane) ensureNetwork(f *fabric, n *skepv1.OverlayNetwork, x *drift)
 		return err
 	}
 	want := netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), SrcAddr: src.AsSlice(), Port: port}
+	if netplan.ByESP(n) {
+		if err := d.refuseESP(n); err != nil {
+			return err
+		}
+		want.Port = model.ESPPort
+	}
 	want.MTU = insideMTU(n, mtu)
 	return f.ensureSegments(n, want, x)
 }
@@ -168,6 +179,10 @@ func (d *Dataplane) ensureNetwork(f *fabric, n *skepv1.OverlayNetwork, x *drift)
 // ensureSegments makes or mends a bridge and a VXLAN device like the one given for each segment
 // of a network.
 func (f *fabric) ensureSegments(n *skepv1.OverlayNetwork, want netlink.Vxlan, x *drift) error {
+	nameOf := vxlanName
+	if netplan.ByESP(n) {
+		nameOf = espName
+	}
 	var errs []error
 	for _, g := range netplan.Segments(n) {
 		what := fmt.Sprintf("network %s, VXLAN %d", n.GetName(), g.VNI)
@@ -179,7 +194,7 @@ func (f *fabric) ensureSegments(n *skepv1.OverlayNetwork, want netlink.Vxlan, x 
 		if hasIPv6(n) {
 			errs = append(errs, f.ensureIPv6(g.VNI, x, what))
 		}
-		want.Name, want.VxlanId = vxlanName(g.VNI), int(g.VNI)
+		want.Name, want.VxlanId = nameOf(g.VNI), int(g.VNI)
 		vxlan, err := f.ensureVXLAN(bridge, &want, x, what)
 		if err != nil || vxlan == nil {
 			errs = append(errs, err)
@@ -323,7 +338,7 @@ func (f *fabric) keepOnly(vnis map[uint32]bool, x *drift) error {
 		name := l.Attrs().Name
 		var vni uint32
 		if _, err := fmt.Sscanf(name[min(2, len(name)):], "%d", &vni); err != nil || vnis[vni] ||
-			!strings.HasPrefix(name, "br") && !strings.HasPrefix(name, "vx") {
+			!strings.HasPrefix(name, "br") && !strings.HasPrefix(name, "vx") && !strings.HasPrefix(name, espLink) {
 			continue
 		}
 		if !x.add(kindLink, "link %s of the switch serves no network", name) {
@@ -338,7 +353,7 @@ func (f *fabric) keepOnly(vnis map[uint32]bool, x *drift) error {
 // needed returns the networks that this node takes part in now, sorted: those of its
 // sandboxes, and the ingress network if it can. Each that WireGuard encrypts has a namespace
 // of its own, the others are in the switch.
-func (d *Dataplane) needed() (switched, apart []*skepv1.OverlayNetwork) {
+func (d *Dataplane) needed() (switched, others []*skepv1.OverlayNetwork) {
 	used := map[string]bool{}
 	for _, l := range d.state.Leases {
 		for _, o := range l.Overlays {
@@ -351,13 +366,13 @@ func (d *Dataplane) needed() (switched, apart []*skepv1.OverlayNetwork) {
 	for _, id := range d.want.Networks() {
 		switch n := d.want.Network(id); {
 		case !used[id]:
-		case n.GetEncrypted():
-			apart = append(apart, n)
+		case apart(n):
+			others = append(others, n)
 		default:
 			switched = append(switched, n)
 		}
 	}
-	return switched, apart
+	return switched, others
 }
 
 // syncForwards compares the forwarding of some networks with the plan.

@@ -1,0 +1,351 @@
+package dataplane
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netns"
+
+	skepv1 "github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/netplan"
+)
+
+// esp is what a node that encrypts by ESP has beside the switch. A network encrypted so is a
+// VXLAN like others, on a port of its own; the host's IPsec encrypts its packets, by an
+// association for each direction between two nodes.
+//
+// Three locks keep what is clear out and in. VXLAN packets carry a mark from the switch to the
+// host's choice of a route, which nothing else can: only with it are packets to the port
+// encrypted, all others are blocked. What arrives at the port must have come by an association
+// of ours. And two rules of the host close what policies do not see: packets of the host to
+// itself, and sockets of those who may set marks.
+type esp struct {
+	memory *espMemory
+	rules  watched // the host's table
+	// present is false once nothing of ours is in the kernel.
+	present bool
+}
+
+// metaKeySecpath loads whether a packet came by IPsec; the nftables library does not know it.
+const metaKeySecpath expr.MetaKey = 25
+
+// espLink begins the names of VXLAN devices that ESP encrypts.
+const espLink = "es"
+
+func (d *Dataplane) canESP() bool { return slices.Contains(d.encryption, model.ESP) }
+
+// probeESP makes all that ESP needs in a namespace of its own.
+func (d *Dataplane) probeESP() error {
+	path := filepath.Join(d.cfg.ExecDir, ".probe-esp")
+	if err := makeNamespace(path); err != nil {
+		return err
+	}
+	families := []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	if _, err := os.Stat("/proc/net/if_inet6"); err == nil {
+		families = append(families, netip.MustParseAddr("2001:db8::1"))
+	}
+	err := withinPath(path, func(ns netns.NsHandle) error {
+		errs := []error{espMarks().write(ns)}
+		for _, a := range families {
+			errs = append(errs, probeFamily(ns, a), d.espRules(a).write(ns))
+		}
+		return errors.Join(errs...)
+	})
+	return errors.Join(err, removeNamespace(path))
+}
+
+func probeFamily(ns netns.NsHandle, a netip.Addr) error {
+	x, err := openXfrm(ns, a.Is6())
+	if err != nil {
+		return err
+	}
+	defer x.close()
+	sa := netplan.SA{SAID: netplan.SAID{Dst: a.Next(), SPI: 0x1000}, Src: a, Key: netplan.ESPKey{1}}
+	errs := []error{x.put(sa, counters{}), x.putWay(netplan.ESPWay{Src: a, SAID: sa.SAID})}
+	for _, g := range x.guards() {
+		errs = append(errs, x.h.XfrmPolicyUpdate(g))
+	}
+	return errors.Join(errs...)
+}
+
+// espMarks are the rules of the switch, in nft's words:
+//
+//	table bridge skep_esp {
+//	  chain forward { type filter hook forward priority 0; oifname "es*" meta mark set 0xe50000 }
+//	}
+func espMarks() *ruleset {
+	t := &nftables.Table{Family: nftables.TableFamilyBridge, Name: "skep_esp"}
+	mark := []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg0},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte(espLink)},
+		&expr.Immediate{Register: reg0, Data: binaryutil.NativeEndian.PutUint32(espMark)},
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg0, SourceRegister: true},
+	}
+	return &ruleset{table: t, chains: []*ruleChain{
+		{baseChain(t, "forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter), []rule{{exprs: mark}}},
+	}}
+}
+
+// espRules are those of the host, for the family of its address, in nft's words:
+//
+//	table ip skepXXXXXXXX_esp {
+//	  chain input  { type filter hook input priority -300; udp dport 21819 meta secpath missing drop }
+//	  chain output { type filter hook output priority -300; udp dport 21819 meta mark 0xe50000 drop }
+//	}
+//
+// What the switch marks has lost its mark when it gets to the output: only who marks packets
+// himself is caught there.
+func (d *Dataplane) espRules(local netip.Addr) *ruleset {
+	t := &nftables.Table{Family: family(local), Name: d.bridge + "_esp"}
+	toPort := slices.Concat(protocol(17), destinationPort(model.ESPPort))
+	bare := slices.Concat(toPort, []expr.Any{
+		&expr.Meta{Key: metaKeySecpath, Register: reg0}, &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{0}},
+	}, drop())
+	marked := slices.Concat(toPort, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg0}, &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: binaryutil.NativeEndian.PutUint32(espMark)},
+	}, drop())
+	return &ruleset{table: t, chains: []*ruleChain{
+		{baseChain(t, "input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityRaw), []rule{{exprs: bare}}},
+		{baseChain(t, "output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw), []rule{{exprs: marked}}},
+	}}
+}
+
+// espMTU returns the MTU inside VXLAN that ESP encrypts, where that inside VXLAN is known: ESP
+// adds 24 bytes, and fills what it encrypts with two bytes of its own up to a multiple of four.
+func espMTU(inside int) int {
+	const headers = 30 // UDP, VXLAN and Ethernet, which are encrypted
+	return (inside+headers-24)&^3 - headers - 2
+}
+
+// refuseESP says why this node does not serve a network encrypted by ESP, nil if it does.
+func (d *Dataplane) refuseESP(n *skepv1.OverlayNetwork) error {
+	switch {
+	case !d.canESP():
+		return model.Errorf(model.Unimplemented, "network %s is encrypted by %s, which this node cannot do", n.GetName(), model.ESP)
+	case d.want.Node().GetVxlanPort() == model.ESPPort:
+		return model.Errorf(model.Unimplemented, "network %s is encrypted by %s, whose UDP port %d is that of this swarm's other overlays", n.GetName(), model.ESP, model.ESPPort)
+	}
+	return nil
+}
+
+// byESP returns the ids of those of some networks that are encrypted by ESP.
+func byESP(networks []*skepv1.OverlayNetwork) []string {
+	var out []string
+	for _, n := range networks {
+		if netplan.ByESP(n) {
+			out = append(out, n.GetId())
+		}
+	}
+	return out
+}
+
+// withXfrm calls f with the host's IPsec, for the family of this node's address.
+func (d *Dataplane) withXfrm(f func(x *xfrm, local netip.Addr) error) error {
+	local, err := netip.ParseAddr(d.want.Node().GetDataAddr())
+	if err != nil {
+		if local = d.esp.memory.Local; !local.IsValid() {
+			return nil // there was never anything to encrypt
+		}
+	}
+	x, err := openXfrm(d.hostNS, local.Is6())
+	if err != nil {
+		return err
+	}
+	defer x.close()
+	return f(x, local)
+}
+
+// mine are the addresses that this node's associations begin or end at.
+func (d *Dataplane) mine(local netip.Addr) map[netip.Addr]bool {
+	out := map[netip.Addr]bool{local: true}
+	if d.esp.memory.Local.IsValid() {
+		out[d.esp.memory.Local] = true // it had another address before
+	}
+	return out
+}
+
+// ensureESP makes or mends what encrypts and guards the networks given, which are all that ESP
+// encrypts here. It comes before their devices. Callers hold mu.
+func (d *Dataplane) ensureESP(networks []string, x *drift) error {
+	if len(networks) == 0 {
+		return nil
+	}
+	d.esp.present = true
+	f, err := d.openSwitch()
+	if err != nil {
+		return err
+	}
+	return d.withXfrm(func(k *xfrm, local netip.Addr) error {
+		have, err := k.observe(d.mine(local))
+		if err != nil {
+			return err
+		}
+		for i, g := range k.guards() {
+			if have.guards[i] || !x.add(kindRules, "ESP: the policy %s that guards UDP port %d is missing", g.Dir, model.ESPPort) {
+				continue
+			}
+			if err := k.h.XfrmPolicyUpdate(g); err != nil {
+				return fmt.Errorf("guard UDP port %d: %w", model.ESPPort, err)
+			}
+		}
+		f.marks.want(espMarks())
+		d.esp.rules.want(d.espRules(local))
+		if err := errors.Join(f.marks.ensure(f.ns, x, "ESP, switch"), d.esp.rules.ensure(d.hostNS, x, "ESP, host")); err != nil {
+			return err
+		}
+		return d.syncESP(k, have, local, d.want.ESP(networks), true, x)
+	})
+}
+
+// updateESP programs what an update changed in the networks given, of all that ESP encrypts
+// here. What is gone stays unless all is set, for those who still send by it. Callers hold mu.
+func (d *Dataplane) updateESP(changed []string, all bool) error {
+	switched, _ := d.needed()
+	networks := byESP(switched)
+	if !slices.ContainsFunc(changed, func(id string) bool { return slices.Contains(networks, id) }) {
+		return nil
+	}
+	return d.withXfrm(func(k *xfrm, local netip.Addr) error {
+		have, err := k.observe(d.mine(local))
+		if err != nil {
+			return err
+		}
+		return d.syncESP(k, have, local, d.want.ESP(networks), all, &drift{repair: true})
+	})
+}
+
+// syncESP makes associations and ways those wanted.
+func (d *Dataplane) syncESP(k *xfrm, have observed, local netip.Addr, want netplan.ESP, all bool, x *drift) error {
+	for _, text := range want.Clashes {
+		x.note(kindForward, "ESP: %s, until keys are changed: skep net rotate-keys", text)
+	}
+	m := d.esp.memory
+	m.Local = local
+	ops := want.Diff(have.ESP)
+	if !all {
+		ops = netplan.Additions(ops)
+	}
+	var errs []error
+	for _, op := range ops {
+		errs = append(errs, d.doESP(k, op, have, x))
+	}
+	m.forget(want.SAs, have.SAs)
+	if x.repair {
+		errs = append(errs, d.saveESP())
+	}
+	return errors.Join(errs...)
+}
+
+// doESP carries out one operation, if x allows.
+func (d *Dataplane) doESP(k *xfrm, op netplan.ESPOp, have observed, x *drift) error {
+	m := d.esp.memory
+	switch {
+	case op.Way != nil && op.Put:
+		if !x.add(kindForward, "ESP: packets to %s are not encrypted as they should be", op.Way.Dst) {
+			return nil
+		}
+		return k.putWay(*op.Way)
+	case op.Way != nil:
+		if !x.add(kindForward, "ESP: packets to %s are encrypted without reason", op.Way.Dst) {
+			return nil
+		}
+		return k.removeWay(*op.Way)
+	case !op.Put:
+		if !x.add(kindForward, "ESP: association %#08x from %s to %s is there without reason", op.SA.SPI, op.SA.Src, op.SA.Dst) {
+			return nil
+		}
+		if err := k.remove(op.SA); err != nil {
+			return err
+		}
+		m.removed(op.SA, have.counters[op.SA.SAID])
+		return nil
+	}
+	const missing = "ESP: association %#08x from %s to %s is missing or another"
+	if !x.repair {
+		x.note(kindForward, missing, op.SA.SPI, op.SA.Src, op.SA.Dst)
+		return nil
+	}
+	c, usable := m.counters(op.SA)
+	if !usable {
+		// With the same key packets would be sent again under numbers that were used: it waits
+		// for managers, whom the node has asked for other keys.
+		x.note(kindForward, missing, op.SA.SPI, op.SA.Src, op.SA.Dst)
+		return nil
+	}
+	x.add(kindForward, missing, op.SA.SPI, op.SA.Src, op.SA.Dst)
+	if err := k.put(op.SA, c); err != nil {
+		return err
+	}
+	m.made(op.SA)
+	return nil
+}
+
+// tidyESP removes all that ESP has here once no network needs it. Their devices are gone by
+// then. Callers hold mu.
+func (d *Dataplane) tidyESP(x *drift) error {
+	if !d.esp.present || !d.canESP() {
+		return nil
+	}
+	if switched, _ := d.needed(); len(byESP(switched)) > 0 {
+		return nil
+	}
+	return d.withXfrm(func(k *xfrm, local netip.Addr) error {
+		have, err := k.observe(d.mine(local))
+		if err != nil {
+			return err
+		}
+		none := netplan.ESP{}
+		errs := []error{d.syncESP(k, have, local, none, true, x)}
+		for i, g := range k.guards() {
+			if have.guards[i] && x.add(kindRules, "ESP: the policy %s guards UDP port %d without reason", g.Dir, model.ESPPort) {
+				errs = append(errs, k.h.XfrmPolicyDel(g))
+			}
+		}
+		if x.repair {
+			errs = append(errs, d.espRules(local).remove(d.hostNS))
+			if d.fabric != nil {
+				errs = append(errs, espMarks().remove(d.fabric.ns))
+				d.fabric.marks = watched{}
+			}
+			d.esp.rules = watched{}
+			d.esp.present = len(errs) > 0 && errors.Join(errs...) != nil
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// fingerprint names a key without telling it.
+func fingerprint(k netplan.ESPKey) string {
+	sum := sha256.Sum256(k[:])
+	return hex.EncodeToString(sum[:16])
+}
+
+// newEpoch makes the random number from which the node's keys follow.
+func newEpoch() (string, error) {
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", fmt.Errorf("make epoch: %w", err)
+	}
+	return hex.EncodeToString(b[:]), nil
+}
+
+// bootID names this run of the kernel; empty if the kernel does not tell.
+func bootID() string {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(data))
+}
