@@ -149,3 +149,39 @@ func TestPeersOfEncryptedNetworks(t *testing.T) {
 		}
 	}
 }
+
+// TestPeersOfEncryptedIngress: every node with an address in the ingress network is in it.
+func TestPeersOfEncryptedIngress(t *testing.T) {
+	mesh := encryptedNetwork()
+	mesh.Spec.Ingress = true
+	node := func(i int) *api.Node {
+		n := encryptedNode(fmt.Sprintf("n%d", i), fmt.Sprintf("0%d", i))
+		n.Attachments = []*api.NetworkAttachment{{Network: mesh, Addresses: []string{fmt.Sprintf("10.0.1.%d/24", i)}}}
+		return n
+	}
+	m := New(&records{})
+	m.Apply(model.Event{Table: model.Clusters, New: keysOf("first")})
+	m.Apply(model.Event{Table: model.Networks, New: mesh})
+	m.Apply(model.Event{Table: model.Nodes, New: node(1)})
+	one := &follower{m: m, id: "n1", peers: map[string]*skepv1.NetworkPeer{}}
+	u, told := m.Complete("n1")
+	one.told = told
+	one.take(u)
+	one.want(t)
+	one.hear(m.Apply(model.Event{Table: model.Nodes, New: node(2)}))
+	one.hear(m.Apply(model.Event{Table: model.Nodes, New: encryptedNode("n3", "03")})) // without address as yet
+	one.want(t, "n2")
+	one.hear(m.Apply(model.Event{Table: model.Nodes, Old: encryptedNode("n3", "03"), New: node(3)}))
+	one.want(t, "n2", "n3")
+	before := one.peers["n2"].GetPresharedKey()
+	one.hear(m.Apply(model.Event{Table: model.Clusters, New: keysOf("second")}))
+	if bytes.Equal(before, one.peers["n2"].GetPresharedKey()) {
+		t.Error("the keys of the ingress network do not change")
+	}
+	one.hear(m.Apply(model.Event{Kind: model.Remove, Table: model.Nodes, Old: node(2)}))
+	one.want(t, "n3")
+	u = one.hear(m.Apply(model.Event{Kind: model.Remove, Table: model.Networks, Old: mesh}))
+	if !slices.Equal(u.GetRemovedNetworks(), []string{"net"}) || one.told.peers["net"] != nil {
+		t.Errorf("with the network removed n1 hears %v and is still told of %v", u, one.told.peers)
+	}
+}

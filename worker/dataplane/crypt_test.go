@@ -336,11 +336,18 @@ func TestEncryptedKeysRotate(t *testing.T) {
 	}
 	defer c.Close()
 	wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2") // with a session
+	rotate(t, l, c, "a2", sealed(how)...)
+}
+
+// rotate changes the keys of some networks ten times while an echo is asked over c, and wants
+// every answer.
+func rotate(t *testing.T, l *lab, c net.Conn, who string, networks ...*skepv1.OverlayNetwork) {
+	t.Helper()
 	stop, result, more := make(chan struct{}), make(chan error, 1), make(chan struct{}, 1)
 	var count atomic.Int64
 	go func() {
 		for {
-			if name, _, err := whoOver(c); err != nil || name != "a2" {
+			if name, _, err := whoOver(c); err != nil || name != who {
 				result <- fmt.Errorf("datagram %d: %q, %w", count.Load(), name, err)
 				return
 			}
@@ -362,9 +369,9 @@ func TestEncryptedKeysRotate(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		l.tellPeers(generation, sealed(how)...)
+		l.tellPeers(generation, networks...)
 		for _, n := range l.nodes {
-			have, err := n.crypts["sealed"].tunnel.Read()
+			have, err := n.crypts[networks[0].GetId()].tunnel.Read()
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -55,11 +55,14 @@ func (l *lab) address6(path, addr string) {
 }
 
 // TestIPv6: addresses, service addresses, names and published ports.
-func TestIPv6(t *testing.T) {
+func TestIPv6(t *testing.T) { testIPv6(t, nets()[:2]) }
+
+func testIPv6(t *testing.T, networks []*skepv1.OverlayNetwork) {
+	t.Helper()
 	l := newLab(t, 2)
 	outside := l.host("outside", netip.MustParseAddr("192.0.2.50"))
 	l.address6(outside, "2001:db8::50/64")
-	u := &skepv1.NetworkUpdate{Complete: true, Networks: nets()[:2], Services: []*skepv1.BalancedService{web(8080)}}
+	u := &skepv1.NetworkUpdate{Complete: true, Networks: networks, Services: []*skepv1.BalancedService{web(8080)}}
 	u.Services[0].Vips = append(u.Services[0].Vips, &skepv1.VirtualAddress{NetworkId: "n1", Addr: "fd00:1::64/64"})
 	for i, n := range u.GetNetworks() {
 		n.Subnets = append(n.Subnets, &skepv1.OverlaySubnet{Subnet: fmt.Sprintf("fd00:%d::/64", i), Gateway: fmt.Sprintf("fd00:%d::1", i)})
@@ -78,6 +81,10 @@ func TestIPv6(t *testing.T) {
 		if err := n.Apply(t.Context(), mine); err != nil {
 			t.Fatal(err)
 		}
+		n.version = 1
+	}
+	if networks[0].GetEncrypted() {
+		l.tellPeers(1, networks[0])
 	}
 	var clients []string
 	for i, n := range l.nodes {

@@ -102,29 +102,34 @@ func TestOnePortAtSeveralEntryNodes(t *testing.T) {
 	l, outside := edge(t)
 	l.tell(&skepv1.NetworkUpdate{RemovedEndpoints: []*skepv1.EndpointKey{{NetworkId: "ingress", TaskId: "web.1"}}})
 	for _, network := range []string{"tcp4", "udp4"} {
-		for round := range 3 { // the later ones meet what the former left in conntrack
-			var open []net.Conn
-			for _, n := range l.nodes {
-				c, err := dialFrom(outside, network, 40000, n.addr.String()+":8080")
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer c.Close()
-				open = append(open, c)
+		wantOnePort(t, l, outside, network)
+	}
+}
+
+func wantOnePort(t *testing.T, l *lab, outside, network string) {
+	t.Helper()
+	for round := range 3 { // the later ones meet what the former left in conntrack
+		var open []net.Conn
+		for _, n := range l.nodes {
+			c, err := dialFrom(outside, network, 40000, n.addr.String()+":8080")
+			if err != nil {
+				t.Fatal(err)
 			}
-			for range 20 {
-				for i, c := range open {
-					if name, seen, err := whoOver(c); err != nil || name != "web.2" || seen != "192.0.2.50" {
-						t.Fatalf("%s round %d, entry node %d: %q saw %q, %v", network, round, i+1, name, seen, err)
-					}
+			defer c.Close()
+			open = append(open, c)
+		}
+		for range 20 {
+			for i, c := range open {
+				if name, seen, err := whoOver(c); err != nil || name != "web.2" || seen != "192.0.2.50" {
+					t.Fatalf("%s round %d, entry node %d: %q saw %q, %v", network, round, i+1, name, seen, err)
 				}
 			}
-			for _, c := range open {
-				if tcp, ok := c.(*net.TCPConn); ok {
-					_ = tcp.SetLinger(0) // the port is free at once
-				}
-				_ = c.Close()
+		}
+		for _, c := range open {
+			if tcp, ok := c.(*net.TCPConn); ok {
+				_ = tcp.SetLinger(0) // the port is free at once
 			}
+			_ = c.Close()
 		}
 	}
 }
