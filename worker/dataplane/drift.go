@@ -48,6 +48,13 @@ func (x *drift) add(kind, format string, args ...any) bool {
 	return x.repair
 }
 
+// say records a difference that nothing here can mend; while others are mended it is not counted.
+func (x *drift) say(kind, format string, args ...any) {
+	if !x.repair {
+		x.note(kind, format, args...)
+	}
+}
+
 // repairCounter counts what was mended, by kind and in all.
 type repairCounter struct {
 	*prometheus.CounterVec

@@ -493,14 +493,11 @@ func (d *Dataplane) ensureMesh(x *drift) error {
 // sayNoMesh says why this node takes no part in the routing mesh, once in the log, and whenever
 // it is asked.
 func (d *Dataplane) sayNoMesh(why error, x *drift) {
-	text := "routing mesh: no port is published on this node: " + why.Error()
-	if d.mesh.refused != text {
+	if d.mesh.refused != why.Error() {
 		d.cfg.Log.Warn("node takes no part in the routing mesh: its published ports lead nowhere", slog.Any("error", why))
 	}
-	d.mesh.refused = text
-	if !x.repair { // nothing that could be mended
-		x.found = append(x.found, text)
-	}
+	d.mesh.refused = why.Error()
+	x.say(kindLink, "routing mesh: no port is published on this node: %v", why)
 }
 
 // named compares the name of a packet's link.

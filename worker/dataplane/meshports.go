@@ -129,11 +129,8 @@ func (d *Dataplane) open(ports []netplan.Published) []netplan.Published {
 
 // sayTaken adds what is not published to what a check found.
 func (d *Dataplane) sayTaken(x *drift) {
-	if x.repair {
-		return // nothing that could be mended
-	}
 	for _, p := range slices.SortedFunc(maps.Keys(d.mesh.taken), func(a, b meshPort) int { return cmp.Or(cmp.Compare(a[1], b[1]), cmp.Compare(a[0], b[0])) }) {
-		x.found = append(x.found, fmt.Sprintf("routing mesh: port %s is not published here: %s listens there", p, d.mesh.taken[p].name))
+		x.say(kindRules, "routing mesh: port %s is not published here: %s listens there", p, d.mesh.taken[p].name)
 	}
 }
 

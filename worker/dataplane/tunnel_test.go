@@ -478,6 +478,10 @@ func TestEncryptedIngressWithoutEncryption(t *testing.T) {
 	if text := strings.Join(found, "\n"); err != nil || text != "routing mesh: no port is published on this node: network ingress is encrypted by wireguard, which this node cannot do" {
 		t.Errorf("its check says %q, %v", text, err)
 	}
+	told, err := unable.Examine(t.Context())
+	if err != nil || len(told) != 1 || told[0].GetMended() || told[0].GetText() != found[0] {
+		t.Errorf("an examination says %v, %v", told, err)
+	}
 	_, err = unable.Attach(t.Context(), runtime.SandboxRequest{
 		ContainerID: "web.3", Name: "web.3", Mode: "bridge", Overlays: []runtime.OverlayRequest{overlayOf(unable, "ingress=10.0.0.5")},
 	})
