@@ -105,7 +105,7 @@ func testClientAddress(t *testing.T, s *swarm, m, app string) {
 				})
 			}
 		}
-		answers, err := s.ask(t, app, m, network, 40000, all[1:]...)
+		answers, err := s.ask(t, app, m, network, 20000, all[1:]...)
 		if err != nil || len(answers) != 10 {
 			t.Errorf("one %s port through two nodes at once: %v, %v", network, answers, err)
 		}

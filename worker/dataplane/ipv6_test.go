@@ -117,7 +117,7 @@ func testIPv6(t *testing.T, networks []*skepv1.OverlayNetwork) {
 	for round := range 16 {
 		var open []net.Conn
 		for i := range l.nodes {
-			c, err := dialFrom(outside, "tcp6", 41000+round, fmt.Sprintf("[2001:db8::%d]:8080", i+1))
+			c, err := dialFrom(outside, "tcp6", 21000+round, fmt.Sprintf("[2001:db8::%d]:8080", i+1))
 			if err != nil {
 				t.Fatalf("round %d, entry node %d: %v", round, i+1, err)
 			}
