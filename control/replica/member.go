@@ -34,6 +34,7 @@ type member struct {
 	head     *store.Snapshot // state and everything in flight; nil when not leading
 	pending  []*pending      // by index
 
+	unheard   int // ticks since the leader was heard
 	requestID uint64
 	snap      snapshots
 	removed   bool // by the swarm: stop
@@ -112,6 +113,7 @@ func (m *member) loop(ctx context.Context) error {
 				ticker.Reset(m.r.cfg.TickInterval)
 			}
 			m.raw.Tick()
+			m.askAround()
 		case msg := <-m.r.inbox:
 			m.step(msg)
 			m.stepQueued()
@@ -129,6 +131,22 @@ func (m *member) loop(ctx context.Context) error {
 // quiet reports whether time does not matter: a leader without other members has nobody to
 // tell that it lives, and nobody who could be elected.
 func (m *member) quiet() bool { return m.isLeader && m.alone() && len(m.conf.GetLearners()) == 0 }
+
+// askAround has a member without a vote, when it hears of no leader, say something to the
+// others: it hears then if it was removed. Those with a vote ask for votes.
+func (m *member) askAround() {
+	ros := m.r.members.Load()
+	if m.unheard++; ros.votes || m.unheard%electionTick != 0 {
+		return
+	}
+	var msgs []*raftpb.Message
+	for _, id := range ros.ids() {
+		msgs = append(msgs, &raftpb.Message{
+			Type: raftpb.MsgHeartbeatResp.Enum(), From: new(m.id), To: new(id), Term: new(m.raw.BasicStatus().GetTerm()),
+		})
+	}
+	m.send(msgs)
+}
 
 // alone reports whether this is the only member.
 func (m *member) alone() bool {
@@ -163,6 +181,11 @@ func (m *member) stepQueued() {
 }
 
 func (m *member) step(msg *raftpb.Message) {
+	switch msg.GetType() {
+	case raftpb.MsgApp, raftpb.MsgHeartbeat, raftpb.MsgSnap:
+		m.unheard = 0
+	default:
+	}
 	if err := m.raw.Step(msg); err != nil {
 		m.r.cfg.Log.Debug("step raft message", slog.String("type", msg.GetType().String()), slog.Any("error", err))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -331,6 +332,52 @@ func TestLeaderRemovesItself(t *testing.T) {
 	})
 }
 
+func createLog(t *testing.T, dir string, self *api.RaftMember) {
+	t.Helper()
+	data, err := proto.Marshal(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := disk.Create(dir, data, testKey(), testLog())
+	if err == nil {
+		err = log.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A new manager was demoted before it had a vote, while it was away: without one it never
+// asked for votes, heard of no leader and of no removal, and stayed as it was for ever.
+func TestRemovedBeforeItVoted(t *testing.T) {
+	inBubble(t, 1, func(t *testing.T, s *testSwarm) {
+		first := s.nodes[0]
+		second := &api.RaftMember{NodeId: "node2", Addr: "10.0.0.2:2377"}
+		var err error
+		if second.RaftId, err = first.AddMember(t.Context(), second.GetNodeId(), second.GetAddr()); err != nil {
+			t.Fatal(err)
+		}
+		dir := filepath.Join(s.base, "2")
+		if err := saveJoined(dir, membershipOf(first.members.Load())); err != nil {
+			t.Fatal(err)
+		}
+		createLog(t, dir, second)
+		if err := first.RemoveMember(t.Context(), second.GetRaftId()); err != nil {
+			t.Fatal(err)
+		}
+		n := s.start(second.GetNodeId(), dir, second.GetAddr(), "")
+		s.nodes = append(s.nodes, n)
+		waitFor(t, "it hears of it", func() bool {
+			select {
+			case <-n.done:
+				return errors.Is(n.err, ErrRemoved)
+			default:
+				return false
+			}
+		})
+	})
+}
+
 // The answer to a manager that joined a single one was lost: now there were two, without the
 // other one nobody led, and without a leader the other one could not ask again.
 func TestLostJoinTakesNoQuorum(t *testing.T) {
@@ -389,20 +436,10 @@ func TestJoinedWithoutLog(t *testing.T) {
 		first, second := s.nodes[0], s.nodes[1]
 		first.stop()
 		second.stop()
-		self, err := proto.Marshal(&api.RaftMember{RaftId: second.members.Load().self, NodeId: second.id, Addr: second.addr})
-		if err != nil {
-			t.Fatal(err)
-		}
 		if err := disk.RemoveAll(second.dir); err != nil {
 			t.Fatal(err)
 		}
-		empty, err := disk.Create(second.dir, self, testKey(), testLog())
-		if err == nil {
-			err = empty.Close()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		createLog(t, second.dir, &api.RaftMember{RaftId: second.members.Load().self, NodeId: second.id, Addr: second.addr})
 		s.restart(first)
 		second = s.restart(second)
 		s.write("after")
