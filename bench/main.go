@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"syscall"
@@ -58,7 +59,7 @@ func main() {
 
 func run(ctx context.Context) error {
 	b := &bench{}
-	only := flag.String("only", "idle,unlock,seal,start,leader,worker,scale,network,netchange,fanout,encryption,ca", "comma-separated parts to run")
+	only := flag.String("only", "idle,unlock,seal,start,leader,worker,scale,network,netchange,endpoints,fanout,encryption,ca", "comma-separated parts to run")
 	flag.StringVar(&b.bin, "bin", "bin", "directory of the built binaries")
 	flag.IntVar(&b.pairs, "pairs", 5, "pairs of Skep and Docker Engine runs")
 	flag.IntVar(&b.rounds, "rounds", 20, "rounds of killing the leader; half as many for workers")
@@ -67,7 +68,18 @@ func run(ctx context.Context) error {
 	flag.StringVar(&b.rotating, "rotating", "5,100,1000", "numbers of simulated nodes that ca rotates the root with")
 	manage := flag.String("scale-manager", "", "for scale itself: be the manager whose files lie in this directory")
 	out := flag.String("out", "bench/results", "directory for the results")
+	profile := flag.String("profile", "", "file for a profile of this process's processor time")
 	flag.Parse()
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err != nil {
+			return err
+		}
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return errors.Join(err, f.Close())
+		}
+		defer func() { pprof.StopCPUProfile(); _ = f.Close() }()
+	}
 	if *manage != "" {
 		return runScaleManager(ctx, *manage)
 	}
@@ -93,6 +105,7 @@ func run(ctx context.Context) error {
 		{"scale", b.scale},
 		{"network", b.network},
 		{"netchange", b.netchange},
+		{"endpoints", b.tenThousand},
 		{"fanout", b.fanOut},
 		{"encryption", b.encryption},
 		{"ca", b.authority},

@@ -67,9 +67,8 @@ func (s *State) balance(network string, vip netip.Addr, service string) Balance 
 // that may get new connections.
 func (s *State) routable(network, service string, like netip.Addr) []netip.Addr {
 	var out []netip.Addr
-	for k := range s.byService[service] {
-		e := s.endpoints[k]
-		if a := e.addr(like); k.Network == network && e.GetRoutable() && a.IsValid() {
+	for e := range s.byService[service] {
+		if a := e.addr(like); e.key.Network == network && e.GetRoutable() && a.IsValid() {
 			out = append(out, a)
 		}
 	}
@@ -154,8 +153,7 @@ func (s *State) keeper(a netip.Addr) bool {
 	if m == nil || len(m.byAddr[a]) == 0 {
 		return false
 	}
-	for task := range m.byAddr[a] {
-		e := m.byTask[task]
+	for _, e := range m.byAddr[a] {
 		v := s.services[e.GetServiceId()]
 		source := v.GetMeshSource()
 		if source == skepv1.MeshSource_MESH_SOURCE_UNSPECIFIED {

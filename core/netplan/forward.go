@@ -1,7 +1,7 @@
 package netplan
 
 import (
-	"maps"
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -59,53 +59,165 @@ func VNI(n *skepv1.OverlayNetwork, a netip.Addr) uint32 {
 	return 0
 }
 
-// Forwards returns what the kernel shall know of a network's endpoints on other nodes,
-// in the order of their addresses.
-func (s *State) Forwards(network string) []Forward {
-	m := s.members[network]
-	if m == nil {
-		return nil
-	}
-	var out []Forward
-	for a := range m.byAddr {
-		if f, ok := s.forward(network, a); ok {
-			out = append(out, f)
-		}
-	}
-	slices.SortFunc(out, func(a, b Forward) int { return a.Addr.Compare(b.Addr) })
-	return out
+// Ways are the ways to one network's endpoints on other nodes, until the State changes.
+type Ways struct {
+	network  string
+	m        *members
+	segments []Segment
+	node     string     // this one
+	own      netip.Addr // this node's address in the ingress network
+	tunnel   bool       // nodes are known by their addresses there
 }
 
-// forward returns where the packets for an IPv4 address go. Of several endpoints with one
-// address, for a moment, the one that is routable counts; what is here goes nowhere.
-func (s *State) forward(network string, a netip.Addr) (Forward, bool) {
-	m, n := s.members[network], s.networks[network]
-	if m == nil || n == nil || !a.Is4() {
-		return Forward{}, false
+// InTunnel returns the same ways where nodes are known by TunnelAddr.
+func (w Ways) InTunnel() Ways {
+	w.tunnel = true
+	return w
+}
+
+// nodeOf returns where packets for an endpoint go.
+func (w Ways) nodeOf(e *endpoint) netip.Addr {
+	if w.tunnel {
+		return TunnelAddr(e.GetNodeId())
 	}
-	if _, here := m.locals[a]; here {
-		return Forward{}, false
+	return e.at
+}
+
+// Ways returns those of a network; none if it is not known.
+func (s *State) Ways(network string) Ways {
+	w := Ways{network: network, segments: s.segments[network], node: s.node.GetId()}
+	n := s.networks[network]
+	if n != nil {
+		w.m = s.members[network]
 	}
-	if n.GetIngress() && prefixAddr(s.node.GetIngressAddr()) == a {
-		return Forward{}, false
+	if n.GetIngress() {
+		w.own = prefixAddr(s.node.GetIngressAddr())
 	}
-	var best *endpoint
-	for _, task := range slices.Sorted(maps.Keys(m.byAddr[a])) {
-		if e := m.byTask[task]; best == nil || e.GetRoutable() || !best.GetRoutable() {
+	return w
+}
+
+// Network returns the network's id.
+func (w Ways) Network() string { return w.network }
+
+// to returns the endpoint behind an IPv4 address, and its segment; nil if it is not on
+// another node. Of several endpoints with one address, for a moment, the one that is
+// routable counts; what is here goes nowhere.
+func (w Ways) to(a netip.Addr) (e *endpoint, vni uint32) {
+	if w.m == nil || !a.Is4() {
+		return nil, 0
+	}
+	at := w.m.byAddr[a]
+	if len(at) == 0 {
+		return nil, 0
+	}
+	return w.among(a, at)
+}
+
+func (w Ways) among(a netip.Addr, at few) (best *endpoint, vni uint32) {
+	if len(w.m.locals) > 0 {
+		if _, here := w.m.locals[a]; here {
+			return nil, 0
+		}
+	}
+	if w.own == a {
+		return nil, 0
+	}
+	for _, e := range at.inOrder() {
+		if best == nil || e.GetRoutable() || !best.GetRoutable() {
 			best = e
 		}
 	}
-	if best == nil || best.GetNodeId() == s.node.GetId() || !best.at.IsValid() {
-		return Forward{}, false
+	if best.GetNodeId() == w.node || !best.at.IsValid() {
+		return nil, 0
 	}
-	vni := uint32(0)
-	for _, g := range s.segments[network] {
+	for _, g := range w.segments {
 		if g.Subnet.Contains(a) {
-			vni = g.VNI
-			break
+			return best, g.VNI
 		}
 	}
-	return Forward{Network: network, VNI: vni, Addr: a, Addr6: best.v6, Node: best.at, NodeID: best.GetNodeId()}, vni != 0
+	return nil, 0
+}
+
+func (w Ways) forward(e *endpoint, vni uint32, a netip.Addr) Forward {
+	return Forward{Network: w.network, VNI: vni, Addr: a, Addr6: e.v6, Node: w.nodeOf(e), NodeID: e.GetNodeId()}
+}
+
+// all yields every address with the endpoint behind it, in no order.
+func (w Ways) all() iter.Seq[Forward] {
+	return func(yield func(Forward) bool) {
+		if w.m == nil {
+			return
+		}
+		for a, at := range w.m.byAddr {
+			if !a.Is4() {
+				continue
+			}
+			if e, vni := w.among(a, at); e != nil && !yield(w.forward(e, vni, a)) {
+				return
+			}
+		}
+	}
+}
+
+// Entries yields what the kernel shall hold, in no order.
+func (w Ways) Entries() iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		for f := range w.all() {
+			for e := range f.Entries() {
+				if !yield(e) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Count returns how many entries the kernel shall hold of one segment.
+func (w Ways) Count(vni uint32) int {
+	n := 0
+	if w.m == nil {
+		return n
+	}
+	for a, at := range w.m.byAddr {
+		if !a.Is4() {
+			continue
+		}
+		if e, in := w.among(a, at); e == nil || in != vni {
+			continue
+		} else if n += 2; e.v6.IsValid() {
+			n++
+		}
+	}
+	return n
+}
+
+// Wants reports whether the kernel shall hold an entry as it is.
+func (w Ways) Wants(e Entry) bool {
+	a := e.Addr
+	if !a.Is4() { // which follows from the hardware address
+		a = netip.AddrFrom4([4]byte(e.MAC[2:]))
+	}
+	to, vni := w.to(a)
+	if to == nil || vni != e.VNI || MAC(a) != e.MAC {
+		return false
+	}
+	return e.Node.IsValid() && e.Node == w.nodeOf(to) && !e.Addr.IsValid() || e.Addr.IsValid() && !e.Node.IsValid() && (e.Addr == a || e.Addr == to.v6)
+}
+
+// Forwards returns what the kernel shall know of a network's endpoints on other nodes,
+// in the order of their addresses.
+func (s *State) Forwards(network string) []Forward {
+	return slices.SortedFunc(s.Ways(network).all(), func(a, b Forward) int { return a.Addr.Compare(b.Addr) })
+}
+
+// forward returns where the packets for an IPv4 address go.
+func (s *State) forward(network string, a netip.Addr) (Forward, bool) {
+	w := s.Ways(network)
+	e, vni := w.to(a)
+	if e == nil {
+		return Forward{}, false
+	}
+	return w.forward(e, vni, a), true
 }
 
 // SetLocal records a sandbox of this node in a network and returns what must no longer be
@@ -116,6 +228,9 @@ func (s *State) SetLocal(network string, l Local) []Forward {
 	m := s.network(network)
 	m.locals[l.Addr] = l
 	for _, name := range l.Names {
+		if s.named == nil {
+			break
+		}
 		link(m.local, lower(name), l.Addr)
 	}
 	if !away {
@@ -131,6 +246,9 @@ func (s *State) UnsetLocal(network string, a netip.Addr) []Forward {
 		return nil
 	}
 	for _, name := range m.locals[a].Names {
+		if s.named == nil {
+			break
+		}
 		unlink(m.local, lower(name), a)
 	}
 	delete(m.locals, a)
@@ -154,14 +272,14 @@ type Entry struct {
 	Node netip.Addr
 }
 
-// Entries returns what a Forward becomes in the kernel.
-func (f Forward) Entries() []Entry {
-	mac := MAC(f.Addr)
-	out := []Entry{{VNI: f.VNI, MAC: mac, Node: f.Node}, {VNI: f.VNI, Addr: f.Addr, MAC: mac}}
-	if f.Addr6.IsValid() {
-		out = append(out, Entry{VNI: f.VNI, Addr: f.Addr6, MAC: mac})
+// Entries yields what a Forward becomes in the kernel.
+func (f Forward) Entries() iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		mac := MAC(f.Addr)
+		if yield(Entry{VNI: f.VNI, MAC: mac, Node: f.Node}) && yield(Entry{VNI: f.VNI, Addr: f.Addr, MAC: mac}) && f.Addr6.IsValid() {
+			yield(Entry{VNI: f.VNI, Addr: f.Addr6, MAC: mac})
+		}
 	}
-	return out
 }
 
 // place is what two entries cannot share.
@@ -204,25 +322,27 @@ func Diff(want, have []Entry) (put, remove []Entry) {
 // Stale returns the entries of a former Forward in whose place nothing is wanted now.
 func (s *State) Stale(f Forward) []Entry {
 	var out []Entry
-	now, still := s.forward(f.Network, f.Addr)
-	for _, e := range f.Entries() {
-		kept := still && slices.ContainsFunc(now.Entries(), func(n Entry) bool { return n.place() == e.place() })
-		kept = kept || e.Addr.Is6() && s.forwardsTo(f.Network, e.Addr)
-		if !kept {
+	w := s.Ways(f.Network)
+	now, vni := w.to(f.Addr)
+	still := now != nil && vni == f.VNI
+	for e := range f.Entries() {
+		switch {
+		case still && !e.Addr.Is6():
+		case still && e.Addr == now.v6, e.Addr.Is6() && w.leadTo(e.Addr):
+		default:
 			out = append(out, e)
 		}
 	}
 	return out
 }
 
-// forwardsTo reports whether an IPv6 address belongs to an endpoint that is forwarded.
-func (s *State) forwardsTo(network string, a netip.Addr) bool {
-	m := s.members[network]
-	if m == nil {
+// leadTo reports whether an IPv6 address belongs to an endpoint that is forwarded.
+func (w Ways) leadTo(a netip.Addr) bool {
+	if w.m == nil {
 		return false
 	}
-	for task := range m.byAddr[a] {
-		if f, ok := s.forward(network, m.byTask[task].v4); ok && f.Addr6 == a {
+	for _, e := range w.m.byAddr[a] {
+		if to, _ := w.to(e.v4); to != nil && to.v6 == a {
 			return true
 		}
 	}

@@ -54,25 +54,29 @@ func (s *State) lookup(network, name string) Answer {
 	if m == nil {
 		return a
 	}
-	for task := range m.byAlias[name] {
-		if e := m.byTask[task]; e.GetServiceId() != "" {
-			a.service(s, network, e.GetServiceId())
+	services := set[string]{}
+	for e := range m.byAlias[name] {
+		if id := e.GetServiceId(); id != "" {
+			services[id] = struct{}{}
 		} else {
 			a.endpoint(e)
 		}
 	}
-	for task := range m.byName[name] {
-		a.endpoint(m.byTask[task])
+	for id := range services {
+		a.service(s, network, id)
+	}
+	for _, e := range m.byName[name] {
+		a.endpoint(e)
 	}
 	if tasks {
-		for task := range m.byAlias[rest] {
-			a.endpoint(m.byTask[task])
+		for e := range m.byAlias[rest] {
+			a.endpoint(e)
 		}
 	}
 	for addr := range m.local[name] {
-		for task := range m.byAddr[addr] {
+		for _, e := range m.byAddr[addr] {
 			// An alias of a service is no name of the one task that is here.
-			if e := m.byTask[task]; e.GetServiceId() == "" || m.byAlias[name] == nil {
+			if e.GetServiceId() == "" || m.byAlias[name] == nil {
 				a.endpoint(e)
 			}
 		}
@@ -95,9 +99,9 @@ func (a *Answer) service(s *State, network, id string) {
 
 // tasks adds all tasks of a service.
 func (a *Answer) tasks(s *State, network, id string) {
-	for k := range s.byService[id] {
-		if k.Network == network {
-			a.endpoint(s.endpoints[k])
+	for e := range s.byService[id] {
+		if e.key.Network == network {
+			a.endpoint(e)
 		}
 	}
 }
@@ -127,8 +131,8 @@ func (s *State) Reverse(networks []string, a netip.Addr) (name string, ours bool
 		if m == nil {
 			continue
 		}
-		for _, task := range slices.Sorted(maps.Keys(m.byAddr[a])) {
-			if e := m.byTask[task]; e.GetName() != "" && e.GetRoutable() {
+		for _, e := range m.byAddr[a].inOrder() {
+			if e.GetName() != "" && e.GetRoutable() {
 				return e.GetName() + "." + n.GetName(), true
 			}
 		}

@@ -42,7 +42,7 @@ func service(id string, virtual bool, networks ...int) *skepv1.BalancedService {
 }
 
 func start() *State {
-	s := NewState()
+	s := NewNames()
 	s.Merge(&skepv1.NetworkUpdate{
 		Complete: true, Version: 1, Node: &skepv1.LocalNode{Id: "node1", DataAddr: "192.0.2.1", IngressAddr: "10.0.0.250/24"},
 		Networks: []*skepv1.OverlayNetwork{network(0), network(1)},
@@ -211,11 +211,17 @@ func TestDiff(t *testing.T) {
 	g := f
 	g.Node = netip.MustParseAddr("192.0.2.3")
 	h := Forward{Network: "n", VNI: 1, Addr: netip.MustParseAddr("10.0.1.5"), Node: f.Node}
-	put, remove := Diff(f.Entries(), append(g.Entries(), h.Entries()...))
+	entries := func(list ...Forward) (out []Entry) {
+		for _, f := range list {
+			out = slices.AppendSeq(out, f.Entries())
+		}
+		return out
+	}
+	put, remove := Diff(entries(f), entries(g, h))
 	if len(put) != 1 || put[0].Node != f.Node || len(remove) != 2 || remove[0].MAC != MAC(h.Addr) {
 		t.Errorf("put %v, remove %v", put, remove)
 	}
-	if put, remove := Diff(f.Entries(), f.Entries()); len(put)+len(remove) != 0 {
+	if put, remove := Diff(entries(f), entries(f)); len(put)+len(remove) != 0 {
 		t.Errorf("nothing differs, but put %v, remove %v", put, remove)
 	}
 }
@@ -281,7 +287,7 @@ func newKernel() *kernel {
 
 func (k *kernel) execute(s *State, p Plan) {
 	for _, f := range p.Route {
-		for _, e := range f.Entries() {
+		for e := range f.Entries() {
 			k.entries[e.place()] = e
 		}
 	}
@@ -314,7 +320,7 @@ func (k *kernel) execute(s *State, p Plan) {
 // what the last state wants, and that the states themselves agree.
 func TestIncrementsEqualFromScratch(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		s, names := NewState(), NewState()
+		s, names := NewState(), NewNames()
 		k := newKernel()
 		for version := range uint64(rapid.IntRange(1, 12).Draw(t, "updates")) {
 			u := drawUpdate(t, version+1)
@@ -323,14 +329,14 @@ func TestIncrementsEqualFromScratch(t *testing.T) {
 			if !proto.Equal(before, u) {
 				t.Fatalf("merging changed the update")
 			}
-			names.MergeNames(p.Leaving)
+			names.MergeLeaving(p)
 			for _, e := range p.Leaving.GetEndpoints() {
 				if e.GetRoutable() {
 					t.Fatalf("%v leaves and is routable", e)
 				}
 			}
 			k.execute(s, p)
-			names.MergeNames(p.Update)
+			names.MergeUpdate(p)
 			if again := s.Merge(u); text(again) != "" {
 				t.Fatalf("the same update again: %s", text(again))
 			}
@@ -347,8 +353,34 @@ func TestIncrementsEqualFromScratch(t *testing.T) {
 		want := newKernel()
 		for _, id := range scratch.Networks() {
 			for _, f := range scratch.Forwards(id) {
-				for _, e := range f.Entries() {
+				for e := range f.Entries() {
 					want.entries[e.place()] = e
+				}
+			}
+			held := map[uint32]int{}
+			for e := range scratch.Ways(id).Entries() {
+				held[e.VNI]++
+				if !s.Ways(id).Wants(e) {
+					t.Fatalf("%v is not wanted", e)
+				}
+				other := e
+				if other.MAC[0]++; s.Ways(id).Wants(other) {
+					t.Fatalf("%v is wanted", other)
+				}
+				if other = e; !e.Addr.IsValid() {
+					if other.Node = e.Node.Next(); s.Ways(id).Wants(other) {
+						t.Fatalf("%v is wanted", other)
+					}
+				}
+				if other = e; true {
+					if other.VNI++; s.Ways(id).Wants(other) {
+						t.Fatalf("%v is wanted", other)
+					}
+				}
+			}
+			for vni, n := range held {
+				if got := s.Ways(id).Count(vni); got != n {
+					t.Fatalf("VXLAN %d of %s: %d entries wanted, %d there", vni, id, n, got)
 				}
 			}
 			for _, b := range scratch.Balances(id) {
@@ -374,14 +406,14 @@ func TestIncrementsEqualFromScratch(t *testing.T) {
 // task that may not get connections.
 func TestNothingUnroutableIsOffered(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		s := NewState()
+		s := NewNames()
 		for version := range uint64(rapid.IntRange(1, 6).Draw(t, "updates")) {
 			s.Merge(drawUpdate(t, version+1))
 		}
 		usable := map[End]bool{}
-		for k, e := range s.endpoints {
+		for e := range s.sorted() {
 			if e.GetRoutable() {
-				usable[End{k.Network, e.v4}], usable[End{k.Network, e.v6}] = true, true
+				usable[End{e.key.Network, e.v4}], usable[End{e.key.Network, e.v6}] = true, true
 			}
 		}
 		for _, id := range s.Networks() {
@@ -430,7 +462,7 @@ func BenchmarkOneChange(b *testing.B) {
 func TestIngressHasNoNames(t *testing.T) {
 	ingress, own := network(0), network(1)
 	ingress.Ingress = true
-	s := NewState()
+	s := NewNames()
 	s.Merge(&skepv1.NetworkUpdate{
 		Complete: true, Networks: []*skepv1.OverlayNetwork{ingress, own}, Services: []*skepv1.BalancedService{service("s0", true, 0, 1)},
 		Endpoints: []*skepv1.OverlayEndpoint{ep("n0", "t0", "s0", "node2", 2, true), ep("n1", "t0", "s0", "node2", 2, true)},

@@ -35,6 +35,8 @@ type Plan struct {
 	// Encrypted lists encrypted networks whose nodes, or what is on them, changed. What is
 	// new there is due before Balance, what is gone goes with Unroute.
 	Encrypted []string
+
+	read []*endpoint // of Update
 }
 
 // End is one address in one network that nothing has any more.
@@ -48,11 +50,12 @@ type End struct {
 // node itself or a network changed.
 func (s *State) Merge(u *skepv1.NetworkUpdate) Plan {
 	inc := s.Increment(u)
-	p := Plan{Update: inc, Leaving: s.leaving(inc), Node: inc.GetNode() != nil}
-	t := s.touched(inc)
+	read := readEndpoints(inc.GetEndpoints())
+	p := Plan{Update: inc, read: read, Leaving: s.leaving(inc, read), Node: inc.GetNode() != nil}
+	t := s.touched(inc, read)
 	before := s.collect(t)
-	s.merge(inc)
-	t.add(s.touched(inc))
+	s.merge(inc, read)
+	t.add(s.touched(inc, read))
 	after := s.collect(t)
 	p.compare(before, after, t)
 	for _, n := range inc.GetNetworks() {
@@ -63,20 +66,24 @@ func (s *State) Merge(u *skepv1.NetworkUpdate) Plan {
 	return p
 }
 
-// MergeNames takes over Plan.Leaving or Plan.Update in a State that only answers names.
-func (s *State) MergeNames(u *skepv1.NetworkUpdate) { s.merge(u) }
+// MergeLeaving takes over Plan.Leaving in a State that answers names, MergeUpdate then
+// Plan.Update.
+func (s *State) MergeLeaving(p Plan) { s.merge(p.Leaving, readEndpoints(p.Leaving.GetEndpoints())) }
+
+// MergeUpdate takes over Plan.Update.
+func (s *State) MergeUpdate(p Plan) { s.merge(p.Update, p.read) }
 
 // leaving returns the part of an increment that takes away.
-func (s *State) leaving(inc *skepv1.NetworkUpdate) *skepv1.NetworkUpdate {
+func (s *State) leaving(inc *skepv1.NetworkUpdate, read []*endpoint) *skepv1.NetworkUpdate {
 	out := &skepv1.NetworkUpdate{RemovedEndpoints: slices.Clone(inc.GetRemovedEndpoints()), RemovedServices: inc.GetRemovedServices()}
-	for _, e := range inc.GetEndpoints() {
-		had := s.endpoints[keyOf(e.GetKey())]
-		switch now := readEndpoint(e); {
+	for _, now := range read {
+		had := s.endpoint(now.key)
+		switch {
 		case had == nil:
 		case had.v4 != now.v4 || had.v6 != now.v6:
-			out.RemovedEndpoints = append(out.RemovedEndpoints, e.GetKey())
-		case !e.GetRoutable():
-			out.Endpoints = append(out.Endpoints, e)
+			out.RemovedEndpoints = append(out.RemovedEndpoints, now.GetKey())
+		case !now.GetRoutable():
+			out.Endpoints = append(out.Endpoints, now.OverlayEndpoint)
 		}
 	}
 	for _, v := range inc.GetServices() {
@@ -102,42 +109,50 @@ type vipKey struct {
 
 // touched is what an increment may have changed.
 type touched struct {
-	addrs set[End]
-	vips  map[vipKey]string // services
-	ports map[portKey]string
-	kept  set[netip.Addr] // in the ingress network
+	addrs []End              // sorted, each once
+	vips  map[vipKey]string  // services
+	ports map[portKey]string // services
+	kept  set[netip.Addr]    // in the ingress network
 }
 
-func (t *touched) add(o touched) {
-	maps.Copy(t.addrs, o.addrs)
-	maps.Copy(t.vips, o.vips)
-	maps.Copy(t.ports, o.ports)
-	maps.Copy(t.kept, o.kept)
+// add completes what was touched before an increment by what is after it: there are no
+// addresses more.
+func (t *touched) add(after touched) {
+	maps.Copy(t.vips, after.vips)
+	maps.Copy(t.ports, after.ports)
+	maps.Copy(t.kept, after.kept)
+}
+
+func compareEnds(a, b End) int {
+	return cmp.Or(cmp.Compare(a.Network, b.Network), a.Addr.Compare(b.Addr))
 }
 
 // touched returns what of s an increment is about; before and after merging it differs.
-func (s *State) touched(inc *skepv1.NetworkUpdate) touched {
-	t := touched{addrs: set[End]{}, vips: map[vipKey]string{}, ports: map[portKey]string{}, kept: set[netip.Addr]{}}
+func (s *State) touched(inc *skepv1.NetworkUpdate, read []*endpoint) touched {
+	t := touched{addrs: make([]End, 0, len(read)), vips: map[vipKey]string{}, ports: map[portKey]string{}, kept: set[netip.Addr]{}}
 	services := set[string]{}
-	note := func(k Key, e *endpoint) {
-		for _, a := range []netip.Addr{e.v4, e.v6} {
+	last := "" // a service that was noted
+	note := func(e *endpoint) {
+		for _, a := range [...]netip.Addr{e.v4, e.v6} {
 			if a.IsValid() {
-				t.addrs[End{k.Network, a}] = struct{}{}
+				t.addrs = append(t.addrs, End{e.key.Network, a})
 			}
 		}
-		services[e.GetServiceId()] = struct{}{}
-	}
-	about := func(k Key) {
-		if e := s.endpoints[k]; e != nil {
-			note(k, e)
+		if id := e.GetServiceId(); id != last {
+			services[id] = struct{}{}
+			last = id
 		}
 	}
 	for _, k := range inc.GetRemovedEndpoints() {
-		about(keyOf(k))
+		if e := s.endpoint(keyOf(k)); e != nil {
+			note(e)
+		}
 	}
-	for _, e := range inc.GetEndpoints() {
-		about(keyOf(e.GetKey()))
-		note(keyOf(e.GetKey()), readEndpoint(e)) // others may have its addresses
+	for _, e := range read {
+		if had := s.endpoint(e.key); had != nil && had != e {
+			note(had)
+		}
+		note(e) // others may have its addresses
 	}
 	for _, id := range inc.GetRemovedServices() {
 		services[id] = struct{}{}
@@ -156,28 +171,34 @@ func (s *State) touched(inc *skepv1.NetworkUpdate) touched {
 			}
 		}
 		if m := s.members[id]; m != nil {
-			for task := range m.byTask {
-				about(Key{id, task})
+			for _, e := range m.byTask {
+				note(e)
 			}
 		}
 	}
 	if inc.GetNode() != nil {
-		for k := range s.endpoints {
-			about(k)
+		for _, m := range s.members {
+			for _, e := range m.byTask {
+				note(e)
+			}
 		}
 	}
+	slices.SortFunc(t.addrs, compareEnds)
+	t.addrs = slices.Compact(t.addrs)
 	ingress := s.Ingress().GetId()
-	for a := range t.addrs {
+	for _, a := range t.addrs {
 		if a.Network == ingress {
 			t.kept[a.Addr] = struct{}{}
 		}
 	}
 	for id := range services {
 		v := s.services[id]
-		for k := range s.byService[id] {
-			if k.Network == ingress {
-				t.kept[s.endpoints[k].v4] = struct{}{}
-				t.kept[s.endpoints[k].v6] = struct{}{}
+		if ingress != "" {
+			for e := range s.byService[id] {
+				if e.key.Network == ingress {
+					t.kept[e.v4] = struct{}{}
+					t.kept[e.v6] = struct{}{}
+				}
 			}
 		}
 		for _, vip := range v.GetVips() {
@@ -194,26 +215,38 @@ func (s *State) touched(inc *skepv1.NetworkUpdate) touched {
 
 // view is what s wants about what was touched.
 type view struct {
-	forwards map[End]Forward
+	ends     []endView // of touched.addrs
 	balances map[vipKey]Balance
 	ports    map[portKey]Published
-	present  set[End]
 	kept     set[netip.Addr]
 }
 
+// endView is what is behind one address.
+type endView struct {
+	to      *endpoint // if it is on another node
+	vni     uint32
+	present bool // anywhere
+}
+
 func (s *State) collect(t touched) view {
-	v := view{map[End]Forward{}, map[vipKey]Balance{}, map[portKey]Published{}, set[End]{}, set[netip.Addr]{}}
+	v := view{make([]endView, len(t.addrs)), map[vipKey]Balance{}, map[portKey]Published{}, set[netip.Addr]{}}
 	for a := range t.kept {
 		if s.keeper(a) {
 			v.kept[a] = struct{}{}
 		}
 	}
-	for a := range t.addrs {
-		if f, ok := s.forward(a.Network, a.Addr); ok {
-			v.forwards[a] = f
+	var w Ways
+	var m *members
+	for i, a := range t.addrs {
+		if i == 0 || a.Network != w.network {
+			w, m = s.Ways(a.Network), s.members[a.Network]
 		}
-		if m := s.members[a.Network]; m != nil && len(m.byAddr[a.Addr]) > 0 {
-			v.present[a] = struct{}{}
+		if m == nil {
+			continue
+		}
+		if e := &v.ends[i]; len(m.byAddr[a.Addr]) > 0 {
+			e.present = true
+			e.to, e.vni = w.to(a.Addr)
 		}
 	}
 	for k, id := range t.vips {
@@ -232,22 +265,34 @@ func (s *State) collect(t touched) view {
 	return v
 }
 
-// compare fills the plan with the differences of two views.
-func (p *Plan) compare(before, after view, t touched) {
-	for a := range t.addrs {
-		was, had := before.forwards[a]
-		is, has := after.forwards[a]
-		if has && (!had || was != is) {
-			p.Route = append(p.Route, is)
+// compareEnds fills the plan with the differences of two views of addresses.
+func (p *Plan) compareEnds(before, after []endView, addrs []End) {
+	for i, a := range addrs {
+		was, is := before[i], after[i]
+		forward := func(v endView) Forward { return Ways{network: a.Network}.forward(v.to, v.vni, a.Addr) }
+		switch {
+		case was.to == nil && is.to == nil:
+		case was.to == nil:
+			p.Route = append(p.Route, forward(is))
+		case is.to == nil:
+			p.Unroute = append(p.Unroute, forward(was))
+		default:
+			if old, now := forward(was), forward(is); old != now {
+				p.Route = append(p.Route, now)
+				if old.VNI != now.VNI || old.Addr6 != now.Addr6 && old.Addr6.IsValid() {
+					p.Unroute = append(p.Unroute, old)
+				}
+			}
 		}
-		if had && (!has || was.VNI != is.VNI || was.Addr6 != is.Addr6 && was.Addr6.IsValid()) {
-			p.Unroute = append(p.Unroute, was)
-		}
-		_, there := before.present[a]
-		if _, still := after.present[a]; there && !still {
+		if was.present && !is.present {
 			p.End = append(p.End, a)
 		}
 	}
+}
+
+// compare fills the plan with the differences of two views.
+func (p *Plan) compare(before, after view, t touched) {
+	p.compareEnds(before.ends, after.ends, t.addrs)
 	for k := range t.vips {
 		is, has := after.balances[k]
 		if _, had := before.balances[k]; !has && had {
@@ -272,12 +317,6 @@ func (p *Plan) compare(before, after view, t touched) {
 		}
 	}
 	slices.SortFunc(p.Keep, func(a, b Keeper) int { return a.Addr.Compare(b.Addr) })
-	byAddr := func(a, b Forward) int {
-		return cmp.Or(cmp.Compare(a.Network, b.Network), a.Addr.Compare(b.Addr))
-	}
-	slices.SortFunc(p.Route, byAddr)
-	slices.SortFunc(p.Unroute, byAddr)
-	slices.SortFunc(p.End, func(a, b End) int { return cmp.Or(cmp.Compare(a.Network, b.Network), a.Addr.Compare(b.Addr)) })
 	slices.SortFunc(p.Balance, func(a, b Balance) int {
 		return cmp.Or(cmp.Compare(a.Network, b.Network), a.VIP.Compare(b.VIP))
 	})

@@ -2,6 +2,7 @@ package netplan
 
 import (
 	"cmp"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -29,30 +30,58 @@ type State struct {
 	networks  map[string]*skepv1.OverlayNetwork
 	segments  map[string][]Segment // of networks
 	services  map[string]*skepv1.BalancedService
-	endpoints map[Key]*endpoint
 	peers     map[string]map[string]*skepv1.NetworkPeer // by encrypted network and node
-
-	members   map[string]*members // by network
-	byService map[string]set[Key]
-	named     map[string]set[string] // ids of services by name
+	members   map[string]*members                       // by network
+	byService map[string]set[*endpoint]
+	// named holds the ids of services by name; nil in a State that answers no names, whose
+	// members have no names either.
+	named map[string]set[string]
 }
 
 // members is the index of one network.
 type members struct {
 	byTask  map[string]*endpoint
-	byAddr  map[netip.Addr]set[string] // tasks
-	byName  map[string]set[string]     // tasks by their name and id
-	byAlias map[string]set[string]     // tasks by aliases of their service
+	byAddr  map[netip.Addr]few
+	byName  map[string]few            // by their name and id
+	byAlias map[string]set[*endpoint] // by aliases of their service
 	locals  map[netip.Addr]Local
 	local   map[string]set[netip.Addr] // addresses of locals by name
 }
 
-// endpoint is an OverlayEndpoint with its addresses read.
+// endpoint is an OverlayEndpoint with its addresses read. It never changes, so that several
+// States may hold the same.
 type endpoint struct {
 	*skepv1.OverlayEndpoint
 
+	key    Key
 	at     netip.Addr // of its node
 	v4, v6 netip.Addr // zero without one
+}
+
+// few are the endpoints that share an address or a name: mostly one.
+type few []*endpoint
+
+func put[K comparable](m map[K]few, k K, e *endpoint) {
+	if has := m[k]; !slices.Contains(has, e) {
+		m[k] = append(slices.Clip(has), e)
+	}
+}
+
+func take[K comparable](m map[K]few, k K, e *endpoint) {
+	switch has := m[k]; {
+	case len(has) == 1 && has[0] == e:
+		delete(m, k)
+	case len(has) > 1:
+		m[k] = slices.DeleteFunc(slices.Clone(has), func(o *endpoint) bool { return o == e })
+	}
+}
+
+// inOrder returns them in the order of their tasks.
+func (f few) inOrder() few {
+	if len(f) < 2 {
+		return f
+	}
+	return slices.SortedFunc(slices.Values(f), func(a, b *endpoint) int { return cmp.Compare(a.key.Task, b.key.Task) })
 }
 
 // addr returns the address of the same family as a, or zero.
@@ -71,12 +100,19 @@ type Local struct {
 	Names []string
 }
 
-// NewState returns a State that knows nothing.
+// NewState returns a State that knows nothing, and will make plans.
 func NewState() *State {
 	return &State{
 		node: &skepv1.LocalNode{}, networks: map[string]*skepv1.OverlayNetwork{}, segments: map[string][]Segment{}, services: map[string]*skepv1.BalancedService{},
-		endpoints: map[Key]*endpoint{}, peers: map[string]map[string]*skepv1.NetworkPeer{}, members: map[string]*members{}, byService: map[string]set[Key]{}, named: map[string]set[string]{},
+		peers: map[string]map[string]*skepv1.NetworkPeer{}, members: map[string]*members{}, byService: map[string]set[*endpoint]{},
 	}
+}
+
+// NewNames returns a State that knows nothing, and will answer names.
+func NewNames() *State {
+	s := NewState()
+	s.named = map[string]set[string]{}
+	return s
 }
 
 // Node returns what is known of the node itself; never nil.
@@ -107,8 +143,8 @@ func (s *State) Snapshot() *skepv1.NetworkUpdate {
 	for _, id := range s.Networks() {
 		u.Networks = append(u.Networks, s.networks[id])
 	}
-	for _, k := range slices.SortedFunc(maps.Keys(s.endpoints), Key.compare) {
-		u.Endpoints = append(u.Endpoints, s.endpoints[k].OverlayEndpoint)
+	for e := range s.sorted() {
+		u.Endpoints = append(u.Endpoints, e.OverlayEndpoint)
 	}
 	for _, id := range slices.Sorted(maps.Keys(s.services)) {
 		u.Services = append(u.Services, s.services[id])
@@ -119,6 +155,28 @@ func (s *State) Snapshot() *skepv1.NetworkUpdate {
 		}
 	}
 	return u
+}
+
+// sorted yields all endpoints in the order of their keys.
+func (s *State) sorted() iter.Seq[*endpoint] {
+	return func(yield func(*endpoint) bool) {
+		for _, id := range slices.Sorted(maps.Keys(s.members)) {
+			m := s.members[id]
+			for _, task := range slices.Sorted(maps.Keys(m.byTask)) {
+				if !yield(m.byTask[task]) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// endpoint returns what has a key, or nil.
+func (s *State) endpoint(k Key) *endpoint {
+	if m := s.members[k.Network]; m != nil {
+		return m.byTask[k.Task]
+	}
+	return nil
 }
 
 // Increment returns u without what s holds already. What is both removed and set is set. A complete update becomes the
@@ -171,37 +229,42 @@ func removed[V any](m map[string]V, listed set[string], ids []string, complete b
 func (s *State) incrementEndpoints(out, u *skepv1.NetworkUpdate) {
 	going := set[Key]{}
 	remove := func(k Key) {
-		if _, twice := going[k]; !twice && s.endpoints[k] != nil {
+		if _, twice := going[k]; !twice && s.endpoint(k) != nil {
 			going[k] = struct{}{}
 			out.RemovedEndpoints = append(out.RemovedEndpoints, &skepv1.EndpointKey{NetworkId: k.Network, TaskId: k.Task})
 		}
 	}
-	listed := make(set[Key], len(u.GetEndpoints()))
+	out.Endpoints = make([]*skepv1.OverlayEndpoint, 0, len(u.GetEndpoints()))
 	for _, e := range u.GetEndpoints() {
-		k := keyOf(e.GetKey())
-		listed[k] = struct{}{}
-		if had := s.endpoints[k]; had == nil || !proto.Equal(had.OverlayEndpoint, e) {
+		if had := s.endpoint(keyOf(e.GetKey())); had == nil || !proto.Equal(had.OverlayEndpoint, e) {
 			out.Endpoints = append(out.Endpoints, e)
 		}
 	}
-	unlisted := func(keys []Key) {
-		for _, k := range keys {
-			if _, stays := listed[k]; !stays {
-				remove(k)
-			}
+	if !u.GetComplete() && len(u.GetRemovedEndpoints())+len(out.GetRemovedNetworks()) == 0 || len(s.members) == 0 {
+		return
+	}
+	listed := make(set[Key], len(u.GetEndpoints()))
+	for _, e := range u.GetEndpoints() {
+		listed[keyOf(e.GetKey())] = struct{}{}
+	}
+	unlisted := func(k Key) {
+		if _, stays := listed[k]; !stays {
+			remove(k)
 		}
 	}
 	if u.GetComplete() {
-		unlisted(slices.SortedFunc(maps.Keys(s.endpoints), Key.compare))
+		for e := range s.sorted() {
+			unlisted(e.key)
+		}
 		return
 	}
 	for _, k := range u.GetRemovedEndpoints() {
-		unlisted([]Key{keyOf(k)})
+		unlisted(keyOf(k))
 	}
 	for _, id := range out.GetRemovedNetworks() {
 		if m := s.members[id]; m != nil {
 			for _, task := range slices.Sorted(maps.Keys(m.byTask)) {
-				unlisted([]Key{{id, task}})
+				unlisted(Key{id, task})
 			}
 		}
 	}
@@ -210,8 +273,8 @@ func (s *State) incrementEndpoints(out, u *skepv1.NetworkUpdate) {
 func keyOf(k *skepv1.EndpointKey) Key { return Key{k.GetNetworkId(), k.GetTaskId()} }
 
 // merge takes over an increment. Removals come first: an endpoint that moves is removed
-// and set at once in what is leaving.
-func (s *State) merge(u *skepv1.NetworkUpdate) {
+// and set at once in what is leaving. The endpoints were read from it.
+func (s *State) merge(u *skepv1.NetworkUpdate, read []*endpoint) {
 	s.version = max(s.version, u.GetVersion())
 	if u.GetNode() != nil {
 		s.node = u.GetNode()
@@ -232,9 +295,11 @@ func (s *State) merge(u *skepv1.NetworkUpdate) {
 	for _, v := range u.GetServices() {
 		s.dropService(v.GetId())
 		s.services[v.GetId()] = v
-		link(s.named, lower(v.GetName()), v.GetId())
+		if s.named != nil {
+			link(s.named, lower(v.GetName()), v.GetId())
+		}
 	}
-	for _, e := range u.GetEndpoints() {
+	for _, e := range read {
 		s.putEndpoint(e)
 	}
 	s.mergePeers(u)
@@ -242,7 +307,9 @@ func (s *State) merge(u *skepv1.NetworkUpdate) {
 
 func (s *State) dropService(id string) {
 	if v := s.services[id]; v != nil {
-		unlink(s.named, lower(v.GetName()), id)
+		if s.named != nil {
+			unlink(s.named, lower(v.GetName()), id)
+		}
 		delete(s.services, id)
 	}
 }
@@ -250,56 +317,57 @@ func (s *State) dropService(id string) {
 func (s *State) network(id string) *members {
 	m := s.members[id]
 	if m == nil {
-		m = &members{
-			byTask: map[string]*endpoint{}, byAddr: map[netip.Addr]set[string]{}, byName: map[string]set[string]{},
-			byAlias: map[string]set[string]{}, locals: map[netip.Addr]Local{}, local: map[string]set[netip.Addr]{},
+		m = &members{byTask: map[string]*endpoint{}, byAddr: map[netip.Addr]few{}, locals: map[netip.Addr]Local{}}
+		if s.named != nil {
+			m.byName, m.byAlias, m.local = map[string]few{}, map[string]set[*endpoint]{}, map[string]set[netip.Addr]{}
 		}
 		s.members[id] = m
 	}
 	return m
 }
 
-func (s *State) putEndpoint(msg *skepv1.OverlayEndpoint) {
-	k := keyOf(msg.GetKey())
-	s.dropEndpoint(k)
-	e := readEndpoint(msg)
-	s.endpoints[k] = e
-	m := s.network(k.Network)
-	m.byTask[k.Task] = e
-	for _, a := range []netip.Addr{e.v4, e.v6} {
+func (s *State) putEndpoint(e *endpoint) {
+	s.dropEndpoint(e.key)
+	m := s.network(e.key.Network)
+	m.byTask[e.key.Task] = e
+	for _, a := range [...]netip.Addr{e.v4, e.v6} {
 		if a.IsValid() {
-			link(m.byAddr, a, k.Task)
+			put(m.byAddr, a, e)
 		}
 	}
-	for _, name := range endpointNames(msg) {
-		link(m.byName, name, k.Task)
+	if id := e.GetServiceId(); id != "" {
+		link(s.byService, id, e)
 	}
-	for _, alias := range msg.GetAliases() {
-		link(m.byAlias, lower(alias), k.Task)
+	if s.named == nil {
+		return
 	}
-	if id := msg.GetServiceId(); id != "" {
-		link(s.byService, id, k)
+	for _, name := range endpointNames(e.OverlayEndpoint) {
+		put(m.byName, name, e)
+	}
+	for _, alias := range e.GetAliases() {
+		link(m.byAlias, lower(alias), e)
 	}
 }
 
 func (s *State) dropEndpoint(k Key) {
-	e := s.endpoints[k]
+	e := s.endpoint(k)
 	if e == nil {
 		return
 	}
-	delete(s.endpoints, k)
 	m := s.members[k.Network]
 	delete(m.byTask, k.Task)
-	for _, a := range []netip.Addr{e.v4, e.v6} {
-		unlink(m.byAddr, a, k.Task)
+	for _, a := range [...]netip.Addr{e.v4, e.v6} {
+		take(m.byAddr, a, e)
 	}
-	for _, name := range endpointNames(e.OverlayEndpoint) {
-		unlink(m.byName, name, k.Task)
+	unlink(s.byService, e.GetServiceId(), e)
+	if s.named != nil {
+		for _, name := range endpointNames(e.OverlayEndpoint) {
+			take(m.byName, name, e)
+		}
+		for _, alias := range e.GetAliases() {
+			unlink(m.byAlias, lower(alias), e)
+		}
 	}
-	for _, alias := range e.GetAliases() {
-		unlink(m.byAlias, lower(alias), k.Task)
-	}
-	unlink(s.byService, e.GetServiceId(), k)
 	if len(m.byTask)+len(m.locals) == 0 {
 		delete(s.members, k.Network)
 	}
@@ -318,7 +386,7 @@ func endpointNames(e *skepv1.OverlayEndpoint) []string {
 }
 
 func readEndpoint(msg *skepv1.OverlayEndpoint) *endpoint {
-	e := &endpoint{OverlayEndpoint: msg}
+	e := &endpoint{OverlayEndpoint: msg, key: keyOf(msg.GetKey())}
 	e.at, _ = netip.ParseAddr(msg.GetNodeAddr())
 	for _, text := range msg.GetAddresses() {
 		switch a := prefixAddr(text); {
@@ -329,6 +397,14 @@ func readEndpoint(msg *skepv1.OverlayEndpoint) *endpoint {
 		}
 	}
 	return e
+}
+
+func readEndpoints(list []*skepv1.OverlayEndpoint) []*endpoint {
+	out := make([]*endpoint, len(list))
+	for i, msg := range list {
+		out[i] = readEndpoint(msg)
+	}
+	return out
 }
 
 // prefixAddr reads an address with or without its prefix length; zero when it is none.

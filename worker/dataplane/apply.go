@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -48,14 +49,14 @@ func (d *Dataplane) apply(u *skepv1.NetworkUpdate) error {
 	p := d.want.Merge(u)
 	// Written first: a name taken away now must not come back with the next process.
 	errs := []error{d.journal.add(p.Update, d.want)}
-	d.names.merge(p.Leaving)
+	d.names.leave(p)
 	whole := u.GetComplete() || p.Node || len(p.Networks) > 0 || d.broken
 	if whole {
 		errs = append(errs, d.converge(&drift{repair: true}))
 	} else {
 		errs = append(errs, d.updateESP(p.Encrypted, false), d.forward(p.Route, true), d.updateCrypts(p.Encrypted, false), d.balance(p.Balance), d.updateMesh(p.Publish, p.Keep))
 	}
-	d.names.merge(p.Update)
+	d.names.merge(p)
 	errs = append(errs, d.end(p.End))
 	if !whole {
 		errs = append(errs, d.forward(p.Unroute, false), d.updateCrypts(p.Encrypted, true), d.updateESP(p.Encrypted, true))
@@ -74,21 +75,21 @@ func (d *Dataplane) forward(list []netplan.Forward, put bool) error {
 			continue
 		}
 		if put {
-			entries[in] = append(entries[in], entriesOf(n, f)...)
+			entries[in] = slices.AppendSeq(entries[in], entriesOf(n, f))
 		} else {
 			entries[in] = append(entries[in], d.want.Stale(f)...)
 		}
 	}
 	var errs []error
 	for in, list := range entries {
-		errs = append(errs, program(in.ns, in.links, list, put))
+		errs = append(errs, in.program(list, put))
 	}
 	return errors.Join(errs...)
 }
 
-// entriesOf returns what the way to an endpoint becomes in the kernel: through a tunnel, nodes
+// entriesOf yields what the way to an endpoint becomes in the kernel: through a tunnel, nodes
 // are known by their addresses there.
-func entriesOf(n *skepv1.OverlayNetwork, f netplan.Forward) []netplan.Entry {
+func entriesOf(n *skepv1.OverlayNetwork, f netplan.Forward) iter.Seq[netplan.Entry] {
 	if inTunnel(n) {
 		f.Node = netplan.TunnelAddr(f.NodeID)
 	}
@@ -165,6 +166,8 @@ func (d *Dataplane) end(list []netplan.End) error {
 // converge compares everything with the plan and mends it if x allows. Callers hold mu.
 func (d *Dataplane) converge(x *drift) error {
 	var errs []error
+	x.whole = true
+	defer d.forgetSeen()
 	needed, encrypted := d.needed()
 	sealed := byESP(needed)
 	x.at(sealed...)
@@ -176,6 +179,9 @@ func (d *Dataplane) converge(x *drift) error {
 	if len(needed) > 0 {
 		f, err := d.openSwitch()
 		if err != nil {
+			return err
+		}
+		if err := again(f.look); err != nil {
 			return err
 		}
 		for _, n := range needed {
@@ -212,6 +218,16 @@ func (d *Dataplane) converge(x *drift) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// forgetSeen ends a comparison: what was seen may change from now on.
+func (d *Dataplane) forgetSeen() {
+	if d.fabric != nil {
+		d.fabric.seen = nil
+	}
+	for _, c := range d.crypts {
+		c.seen = nil
+	}
 }
 
 // Check compares the kernel with the plan and names every difference, without mending any.

@@ -374,7 +374,7 @@ func (d *Dataplane) retract(id string, overlays []runtime.OverlayRequest) error 
 // know merges what only this node knows. Callers hold mu.
 func (d *Dataplane) know(u *skepv1.NetworkUpdate) {
 	u.Version = d.want.Version()
-	d.names.merge(d.want.Merge(u).Update)
+	d.names.merge(d.want.Merge(u))
 }
 
 // withBridges adds to a complete update of the managers what only this node knows, which

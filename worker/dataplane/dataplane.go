@@ -195,7 +195,7 @@ func (d *Dataplane) recover() error {
 		}
 	}
 	if err := d.journal.load(func(u *skepv1.NetworkUpdate) {
-		d.names.merge(d.want.Merge(withoutBridges(u)).Update)
+		d.names.merge(d.want.Merge(withoutBridges(u)))
 	}); err != nil {
 		return err
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netns"
 
-	skepv1 "github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/netplan"
 )
 
@@ -35,12 +34,19 @@ type directory struct {
 	state *netplan.State
 }
 
-func newDirectory() *directory { return &directory{state: netplan.NewState()} }
+func newDirectory() *directory { return &directory{state: netplan.NewNames()} }
 
-func (n *directory) merge(u *skepv1.NetworkUpdate) {
+// leave takes away what a plan takes away; merge brings what it brings.
+func (n *directory) leave(p netplan.Plan) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.state.MergeNames(u)
+	n.state.MergeLeaving(p)
+}
+
+func (n *directory) merge(p netplan.Plan) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.state.MergeUpdate(p)
 }
 
 func (n *directory) setLocal(network string, l netplan.Local) {

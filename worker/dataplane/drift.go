@@ -23,6 +23,8 @@ type drift struct {
 	repair bool
 	// repairs counts them; nil while something is made for the first time.
 	repairs *repairCounter
+	// whole is set while everything is compared: what is there already was not just made.
+	whole bool
 	// networks are those that what is looked at now belongs to.
 	networks []string
 	found    []string

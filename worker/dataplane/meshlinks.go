@@ -213,6 +213,10 @@ func (d *Dataplane) ensureLeg(m, f *fabric, bridge, mtu int, addr netip.Prefix, 
 		if err := f.h.LinkSetMasterByIndex(outer, bridge); err != nil {
 			return fmt.Errorf("put link into the ingress network: %w", err)
 		}
+		whole = false // as a port
+	}
+	if err := f.ensurePort(outer.Attrs().Index, mac, !whole, x, "routing mesh"); err != nil {
+		return err
 	}
 	e := end{fabric: m, link: leg}
 	errs := []error{e.address(x, addr, netip.Addr{})}

@@ -144,10 +144,16 @@ const dumpTries = 20
 // dump asks the kernel for a list, again if it changed meanwhile: others change theirs in
 // the host's namespace, and the kernel settles addresses by itself.
 func dump[T any](list func() ([]T, error)) (out []T, err error) {
+	err = again(func() (err error) { out, err = list(); return err })
+	return out, err
+}
+
+// again does so for a list that list keeps itself.
+func again(list func() error) (err error) {
 	for range dumpTries {
-		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+		if err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			break
 		}
 	}
-	return out, err
+	return err
 }

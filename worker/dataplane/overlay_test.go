@@ -2,12 +2,14 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +21,7 @@ import (
 
 	skepv1 "github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/netplan"
 	"github.com/skep-dev/skep/worker/runtime"
 )
 
@@ -182,49 +185,107 @@ func TestTwinNetworksDoNotMeet(t *testing.T) {
 	l.wantClean()
 }
 
-// TestNothingIsFlooded captures on the wire while a container asks for addresses that
-// nobody has.
+// TestNothingIsFlooded captures on the wire and at a neighbour of the same bridge while a
+// container asks for addresses that nobody has, sends to hardware addresses that nobody has,
+// and pretends to be somebody else.
 func TestNothingIsFlooded(t *testing.T) {
-	l, client, _, _ := front(t)
+	l, client, web1, web2 := front(t)
 	wantWho(t, client, "tcp4", "10.0.1.4:80", "web.2", "10.0.1.2")
-	var fd int
-	err := withinPath(l.nodes[0].path, func(netns.NsHandle) (err error) {
-		eth, err := netlink.LinkByName("eth0")
+	wire, neighbour, there := capture(t, l.nodes[0].path, "eth0"), capture(t, web1, "eth0"), capture(t, web2, "eth0")
+	if _, err := dialIn(client, "tcp4", "10.0.1.77:80"); err == nil {
+		t.Error("nobody answered")
+	}
+	const mark = 0x88b5 // a protocol for experiments
+	nobody, web1MAC, web2MAC := [6]byte{2, 0x42, 10, 0, 1, 77}, netplan.MAC(netip.MustParseAddr("10.0.1.3")), netplan.MAC(netip.MustParseAddr("10.0.1.4"))
+	own := netplan.MAC(netip.MustParseAddr("10.0.1.2"))
+	all, some := [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, [6]byte{1, 0, 0x5e, 0, 0, 9}
+	send := func(to, from [6]byte, text string) { inject(t, client, to, from, mark, text) }
+	send(nobody, own, "unknown")
+	send(all, own, "for all")
+	send(some, own, "for some")
+	send(all, web2MAC, "learn this") // the next to web.2 must not come to the client
+	send(all, web1MAC, "and this")
+	send(web2MAC, own, "known there")
+	send(web1MAC, own, "known here")
+	wantWho(t, client, "tcp4", "10.0.1.4:80", "web.2", "10.0.1.2")
+	wantWho(t, client, "tcp4", "10.0.1.3:80", "web.1", "10.0.1.2")
+	const outer = 14 + 20 + 8 + 8
+	carried := 0
+	var texts []string
+	for _, p := range wire() {
+		if len(p) < outer+14 || p[12] != 8 || p[23] != unix.IPPROTO_UDP || p[36] != 0x12 || p[37] != 0xb5 {
+			continue
+		}
+		carried++
+		if p[outer+12] == mark>>8 && p[outer+13] == mark&0xff {
+			texts = append(texts, strings.TrimRight(string(p[outer+14:]), "\x00"))
+		} else if p[outer]&1 != 0 && p[outer+12] == 8 { // to all, IPv4 or ARP
+			texts = append(texts, "to all")
+		}
+	}
+	if want := []string{"known there"}; carried < 2 || !slices.Equal(texts, want) {
+		t.Errorf("of %d packets between nodes %q, want %q", carried, texts, want)
+	}
+	of := func(list [][]byte) (texts []string) {
+		for _, p := range list {
+			if p[12] == mark>>8 && p[13] == mark&0xff {
+				texts = append(texts, strings.TrimRight(string(p[14:]), "\x00"))
+			}
+		}
+		return texts
+	}
+	// What is for all is for those here.
+	if got, want := of(neighbour()), []string{"for all", "for some", "learn this", "and this", "known here"}; !slices.Equal(got, want) {
+		t.Errorf("a neighbour was sent %q, want %q", got, want)
+	}
+	if got, want := of(there()), []string{"known there"}; !slices.Equal(got, want) {
+		t.Errorf("a container of another node was sent %q, want %q", got, want)
+	}
+	l.wantClean()
+}
+
+// capture listens on a link and returns a function that returns what came in or went out.
+func capture(t *testing.T, path, name string) func() [][]byte {
+	t.Helper()
+	fd := packetSocket(t, path, name)
+	return func() (out [][]byte) {
+		buf := make([]byte, 2048)
+		for {
+			n, _, err := unix.Recvfrom(fd, buf, 0)
+			if err != nil {
+				return out
+			}
+			out = append(out, slices.Clone(buf[:n]))
+		}
+	}
+}
+
+// inject sends a frame from a container as it is.
+func inject(t *testing.T, path string, to, from [6]byte, protocol uint16, text string) {
+	t.Helper()
+	frame := append(append(to[:], from[:]...), byte(protocol>>8), byte(protocol))
+	if _, err := unix.Write(packetSocket(t, path, "eth0"), append(frame, text...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func packetSocket(t *testing.T, path, name string) (fd int) {
+	t.Helper()
+	err := withinPath(path, func(netns.NsHandle) (err error) {
+		link, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
 		}
 		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0x0300); err != nil {
 			return err
 		}
-		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: 0x0300, Ifindex: eth.Attrs().Index})
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: 0x0300, Ifindex: link.Attrs().Index})
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd)
-	if _, err := dialIn(client, "tcp4", "10.0.1.77:80"); err == nil {
-		t.Error("nobody answered")
-	}
-	wantWho(t, client, "tcp4", "10.0.1.4:80", "web.2", "10.0.1.2") // what is seen for sure
-	carried, flooded := 0, 0
-	buf := make([]byte, 2048)
-	for {
-		n, _, err := unix.Recvfrom(fd, buf, 0)
-		if err != nil {
-			break
-		}
-		const outer = 14 + 20 + 8 + 8
-		if n < outer+14 || buf[12] != 8 || buf[23] != unix.IPPROTO_UDP || buf[36] != 0x12 || buf[37] != 0xb5 {
-			continue
-		}
-		carried++
-		if buf[outer]&1 != 0 && buf[outer+12] == 8 { // to all, IPv4 or ARP
-			flooded++
-		}
-	}
-	if carried == 0 || flooded != 0 {
-		t.Errorf("of %d packets between nodes %d went to all", carried, flooded)
-	}
+	return fd
 }
 
 func TestBackendsComeAndGo(t *testing.T) {
@@ -498,6 +559,67 @@ func TestRepair(t *testing.T) {
 				return netlink.NeighDel(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: n.state.Mesh.AsSlice()})
 			})
 		},
+		"port that is sent what is unknown": func() error {
+			return inSwitch(n, portName("client", "n1"), func(link netlink.Link) error { return netlink.LinkSetFlood(link, true) })
+		},
+		"port that learns": func() error {
+			return inSwitch(n, portName("client", "n1"), func(link netlink.Link) error { return netlink.LinkSetLearning(link, true) })
+		},
+		"port that was forgotten": func() error {
+			return inSwitch(n, portName("client", "n1"), func(link netlink.Link) error {
+				return netlink.NeighDel(&netlink.Neigh{
+					LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, Flags: unix.NTF_MASTER, HardwareAddr: net.HardwareAddr{0x02, 0x42, 10, 0, 1, 2},
+				})
+			})
+		},
+		"device that is not sent what is unknown": func() error {
+			return inSwitch(n, vxlanName(4097), func(link netlink.Link) error { return netlink.LinkSetFlood(link, false) })
+		},
+		"way for what is unknown": func() error {
+			return inSwitch(n, vxlanName(4097), func(link netlink.Link) error {
+				return netlink.NeighAppend(&netlink.Neigh{
+					LinkIndex: link.Attrs().Index, Family: unix.AF_BRIDGE, Flags: unix.NTF_SELF, State: unix.NUD_PERMANENT,
+					HardwareAddr: make(net.HardwareAddr, 6), IP: net.IPv4(192, 0, 2, 2),
+				})
+			})
+		},
+		"address": func() error {
+			return inSwitch(n, vxlanName(4097), func(link netlink.Link) error {
+				return netlink.NeighDel(&netlink.Neigh{LinkIndex: link.Attrs().Index, Family: unix.AF_INET, IP: net.IPv4(10, 0, 1, 4)})
+			})
+		},
+		"former version": func() error { // whose bridges knew the endpoints, and whose devices did not answer
+			return inSwitch(n, vxlanName(4097), func(link netlink.Link) error {
+				now := link.(*netlink.Vxlan)
+				old, bridge := netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), VxlanId: now.VxlanId, SrcAddr: now.SrcAddr, Port: now.Port}, now.MasterIndex
+				if err := netlink.LinkDel(link); err != nil {
+					return err
+				}
+				old.Name, old.MTU = now.Name, now.MTU
+				err := withinPath(n.path, func(netns.NsHandle) error {
+					sw, err := netns.GetFromPath(n.switchNS())
+					if err != nil {
+						return err
+					}
+					defer sw.Close()
+					old.Namespace = netlink.NsFd(int(sw))
+					return netlink.LinkAdd(&old)
+				})
+				if err != nil {
+					return err
+				}
+				vx, err := netlink.LinkByName(old.Name)
+				if err != nil {
+					return err
+				}
+				mac := net.HardwareAddr{0x02, 0x42, 10, 0, 1, 4}
+				return errors.Join(netlink.LinkSetMasterByIndex(vx, bridge), netlink.LinkSetUp(vx), netlink.LinkSetFlood(vx, false), netlink.LinkSetLearning(vx, false), netlink.LinkSetBrNeighSuppress(vx, true),
+					netlink.NeighSet(&netlink.Neigh{
+						LinkIndex: vx.Attrs().Index, Family: unix.AF_BRIDGE, State: static, Flags: unix.NTF_SELF | unix.NTF_MASTER, HardwareAddr: mac, IP: net.IPv4(192, 0, 2, 2),
+					}),
+					netlink.NeighSet(&netlink.Neigh{LinkIndex: bridge, State: unix.NUD_PERMANENT, IP: net.IPv4(10, 0, 1, 4), HardwareAddr: mac}))
+			})
+		},
 		"forwarding table": func() error {
 			return withinPath(n.switchNS(), func(netns.NsHandle) error {
 				vx, err := netlink.LinkByName(vxlanName(4097))
@@ -528,6 +650,17 @@ func TestRepair(t *testing.T) {
 			wantWho(t, outside, "tcp4", "192.0.2.1:8080", "edge", "10.0.0.200")
 		})
 	}
+}
+
+// inSwitch gives f a link of a node's switch, in its namespace.
+func inSwitch(n *labNode, name string, f func(netlink.Link) error) error {
+	return withinPath(n.switchNS(), func(netns.NsHandle) error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return f(link)
+	})
 }
 
 // TestRestartKeepsTraffic ends one Dataplane and starts the next, as a restarted daemon does.

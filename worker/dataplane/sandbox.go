@@ -130,8 +130,12 @@ func (d *Dataplane) addOverlays(id string, l lease) error {
 
 // openSwitch returns the open switch namespace. Callers hold mu.
 func (d *Dataplane) openSwitch() (*fabric, error) {
-	if d.fabric != nil && pinned(d.switchNS()) {
-		return d.fabric, nil
+	if d.fabric != nil {
+		if pinned(d.switchNS()) {
+			return d.fabric, nil
+		}
+		d.fabric.close()
+		d.fabric = nil
 	}
 	f, err := d.openFabric()
 	if err != nil {
@@ -253,7 +257,8 @@ func (p *port) ensure(f *fabric, ns netns.NsHandle, h *netlink.Handle, x *drift)
 	if err != nil {
 		eth = nil
 	}
-	if link == nil || eth == nil {
+	fresh := link == nil || eth == nil
+	if fresh {
 		if !x.add(kindLink, "%s: link is missing", what) {
 			return nil
 		}
@@ -267,6 +272,12 @@ func (p *port) ensure(f *fabric, ns netns.NsHandle, h *netlink.Handle, x *drift)
 	if link.Attrs().MasterIndex != bridge.bridge && x.add(kindLink, "%s: link is not in its bridge", what) {
 		if err := f.h.LinkSetMasterByIndex(link, bridge.bridge); err != nil {
 			return fmt.Errorf("put %s into its bridge: %w", outer, err)
+		}
+		fresh = true // as a port
+	}
+	if !f.routed {
+		if err := f.ensurePort(link.Attrs().Index, netplan.MAC(p.overlay.Address.Addr()), fresh, x, what); err != nil {
+			return err
 		}
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 && x.add(kindLink, "%s: link is down", what) {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -49,7 +50,9 @@ type fabric struct {
 	routed bool
 	// sockets is of the namespace that encapsulated packets leave from and come to.
 	sockets *netlink.Handle
-	marks   watched // of what ESP encrypts
+	marks   watched    // of what ESP encrypts
+	rt      *rtnl      // opened when it is needed
+	seen    *portsSeen // set while everything is compared
 }
 
 // openFabric makes the switch namespace unless it is there. Callers hold mu and close it.
@@ -85,8 +88,20 @@ func bridgesOnly() error {
 		[2]string{"net/bridge/bridge-nf-call-arptables", "0"}, [2]string{"net/ipv6/conf/default/disable_ipv6", "1"})
 }
 
+// rtnl returns the socket for requests of our own.
+func (f *fabric) rtnl() (*rtnl, error) {
+	var err error
+	if f.rt == nil {
+		f.rt, err = openRTNL(f.ns)
+	}
+	return f.rt, err
+}
+
 func (f *fabric) close() {
 	f.h.Close()
+	if f.rt != nil {
+		_ = f.rt.close()
+	}
 	_ = f.ns.Close() // a read-only descriptor
 }
 
@@ -191,14 +206,14 @@ func (f *fabric) ensureSegments(n *skepv1.OverlayNetwork, want netlink.Vxlan, x 
 			errs = append(errs, err)
 			continue
 		}
-		if hasIPv6(n) {
-			errs = append(errs, f.ensureIPv6(g.VNI, x, what))
-		}
-		want.Name, want.VxlanId = nameOf(g.VNI), int(g.VNI)
+		want.Name, want.VxlanId, want.Proxy = nameOf(g.VNI), int(g.VNI), true
 		vxlan, err := f.ensureVXLAN(bridge, &want, x, what)
 		if err != nil || vxlan == nil {
 			errs = append(errs, err)
 			continue
+		}
+		if hasIPv6(n) {
+			errs = append(errs, f.ensureIPv6(want.Name, x, what))
 		}
 		f.links[g.VNI] = segmentLinks{bridge: bridge.Attrs().Index, vxlan: vxlan.Attrs().Index}
 	}
@@ -263,16 +278,16 @@ func hasIPv6(n *skepv1.OverlayNetwork) bool {
 	return slices.ContainsFunc(n.GetSubnets(), func(s *skepv1.OverlaySubnet) bool { return strings.Contains(s.GetSubnet(), ":") })
 }
 
-// ensureIPv6 lets a bridge have IPv6 neighbours, for which it answers, without an address
-// of its own.
-func (f *fabric) ensureIPv6(vni uint32, x *drift, what string) error {
-	conf := "net/ipv6/conf/" + bridgeName(vni) + "/"
+// ensureIPv6 lets a VXLAN device have IPv6 neighbours, for which it answers, without an
+// address of its own.
+func (f *fabric) ensureIPv6(device string, x *drift, what string) error {
+	conf := "net/ipv6/conf/" + device + "/"
 	return within(f.ns, func() error {
 		now, err := os.ReadFile(filepath.Join("/proc/sys", conf+"disable_ipv6"))
 		if err != nil {
-			return fmt.Errorf("look at IPv6 of %s: %w", bridgeName(vni), err)
+			return fmt.Errorf("look at IPv6 of %s: %w", device, err)
 		}
-		if strings.TrimSpace(string(now)) == "0" || !x.add(kindLink, "%s: bridge has no IPv6", what) {
+		if strings.TrimSpace(string(now)) == "0" || !x.add(kindLink, "%s: device has no IPv6", what) {
 			return nil
 		}
 		const noAddress = "1" // IN6_ADDR_GEN_MODE_NONE
@@ -287,7 +302,7 @@ func (f *fabric) ensureVXLAN(bridge netlink.Link, want *netlink.Vxlan, x *drift,
 	}
 	have, _ := link.(*netlink.Vxlan)
 	if link != nil && (have == nil || have.VxlanId != want.VxlanId || !have.SrcAddr.Equal(want.SrcAddr) || have.Port != want.Port ||
-		have.Learning || have.MTU != want.MTU) {
+		have.Learning || !have.Proxy || have.MTU != want.MTU) {
 		if !x.add(kindLink, "%s: device is another than it should be", what) {
 			return nil, nil //nolint:nilnil // nothing is to be mended
 		}
@@ -314,10 +329,10 @@ func (f *fabric) ensureVXLAN(bridge netlink.Link, want *netlink.Vxlan, x *drift,
 		if err := f.h.LinkSetMasterByIndex(link, bridge.Attrs().Index); err != nil {
 			return nil, fmt.Errorf("put %s into its bridge: %w", want.Name, err)
 		}
-		// Everything behind the device is known; nothing unknown is sent to all.
-		if err := errors.Join(f.h.LinkSetLearning(link, false), f.h.LinkSetFlood(link, false), f.h.LinkSetBrNeighSuppress(link, true)); err != nil {
-			return nil, fmt.Errorf("set up %s: %w", want.Name, err)
-		}
+		fresh = true // as a port
+	}
+	if err := f.ensureVXLANPort(link.Attrs().Index, fresh, x, what); err != nil {
+		return nil, err
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 && (fresh || x.add(kindLink, "%s: device is down", what)) {
 		if err := f.h.LinkSetUp(link); err != nil {
@@ -375,29 +390,54 @@ func (d *Dataplane) needed() (switched, others []*skepv1.OverlayNetwork) {
 	return switched, others
 }
 
+// ways returns how packets of a network go to other nodes.
+func (d *Dataplane) ways(n *skepv1.OverlayNetwork) netplan.Ways {
+	w := d.want.Ways(n.GetId())
+	if inTunnel(n) {
+		return w.InTunnel()
+	}
+	return w
+}
+
 // syncForwards compares the forwarding of some networks with the plan.
 func (d *Dataplane) syncForwards(f *fabric, networks []*skepv1.OverlayNetwork, x *drift) error {
 	if len(networks) == 0 {
 		return nil
 	}
-	var want []netplan.Entry
-	served := map[uint32]segmentLinks{}
-	owner := map[uint32]string{}
+	served, ways := map[uint32]segmentLinks{}, map[uint32]netplan.Ways{}
 	for _, n := range networks {
 		for _, g := range netplan.Segments(n) {
-			owner[g.VNI] = n.GetId()
+			ways[g.VNI] = d.ways(n)
 			if at, ok := f.links[g.VNI]; ok && !isBridge(n) {
 				served[g.VNI] = at
 			}
 		}
-		for _, fw := range d.want.Forwards(n.GetId()) {
-			want = append(want, entriesOf(n, fw)...)
-		}
 	}
-	want = slices.DeleteFunc(want, func(e netplan.Entry) bool { _, ok := served[e.VNI]; return !ok })
-	have, err := observe(f.h, served)
+	differ, err := f.compareForwards(served, ways)
 	if err != nil {
 		return err
+	}
+	for _, vni := range slices.Sorted(maps.Keys(served)) {
+		x.at(ways[vni].Network())
+		err = errors.Join(err, f.tidyBridge(served[vni], x, fmt.Sprintf("VXLAN %d", vni)))
+	}
+	if !differ {
+		return err
+	}
+	var want, have []netplan.Entry
+	for _, n := range networks {
+		for e := range d.ways(n).Entries() {
+			if _, ok := served[e.VNI]; ok {
+				want = append(want, e)
+			}
+		}
+	}
+	listed := again(func() error {
+		have = nil
+		return f.observe(served, func(e netplan.Entry) { have = append(have, e) }, func(neighbour) {})
+	})
+	if listed != nil {
+		return errors.Join(err, listed)
 	}
 	put, remove := netplan.Diff(want, have)
 	name := func(e netplan.Entry) string {
@@ -407,12 +447,42 @@ func (d *Dataplane) syncForwards(f *fabric, networks []*skepv1.OverlayNetwork, x
 		return net.HardwareAddr(e.MAC[:]).String()
 	}
 	put = slices.DeleteFunc(put, func(e netplan.Entry) bool {
-		x.at(owner[e.VNI])
+		x.at(ways[e.VNI].Network())
 		return !x.add(kindForward, "VXLAN %d: the way to %s is missing or wrong", e.VNI, name(e))
 	})
 	remove = slices.DeleteFunc(remove, func(e netplan.Entry) bool {
-		x.at(owner[e.VNI])
+		x.at(ways[e.VNI].Network())
 		return !x.add(kindForward, "VXLAN %d: the way to %s is there without reason", e.VNI, name(e))
 	})
-	return errors.Join(program(f.ns, served, put, true), program(f.ns, served, remove, false))
+	return errors.Join(err, f.program(put, true), f.program(remove, false))
+}
+
+// compareForwards reports whether what some segments forward is other than what is wanted. It
+// notes what their bridges know of ports.
+func (f *fabric) compareForwards(served map[uint32]segmentLinks, ways map[uint32]netplan.Ways) (differ bool, err error) {
+	wanted := 0
+	for vni := range served {
+		wanted += ways[vni].Count(vni)
+	}
+	err = again(func() error {
+		if f.seen != nil {
+			f.seen.reset()
+		}
+		found := 0
+		differ = false
+		err := f.observe(served, func(e netplan.Entry) {
+			found++
+			differ = differ || !ways[e.VNI].Wants(e)
+		}, func(n neighbour) {
+			if f.seen != nil {
+				f.seen.learn(n)
+			}
+		})
+		differ = differ || found != wanted
+		return err
+	})
+	if err != nil && f.seen != nil {
+		f.seen.known = nil
+	}
+	return differ, err
 }

@@ -58,6 +58,11 @@ func (d *Dataplane) ensureVTEP(c *crypt, n *skepv1.OverlayNetwork, x *drift) err
 	// What arrives was authenticated as a whole: sums of its parts add nothing.
 	want := netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), SrcAddr: own.AsSlice(), Port: port, UDP6ZeroCSumTx: true, UDP6ZeroCSumRx: true}
 	want.MTU = insideMTU(n, inside)
+	if x.whole {
+		if err := again(c.look); err != nil {
+			return err
+		}
+	}
 	return errors.Join(c.ensureSegments(n, want, x), d.syncForwards(c.fabric, []*skepv1.OverlayNetwork{n}, x))
 }
 
