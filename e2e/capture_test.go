@@ -6,24 +6,28 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// inside runs f on a thread in the network namespace of a process. It is never the main
-// thread, which does not end and by which others see where a process is.
-func inside(pid int, f func() error) error {
+// netnsOf is the path of the network namespace of a process.
+func netnsOf(pid int) string { return fmt.Sprintf("/proc/%d/ns/net", pid) }
+
+// inside runs f on a thread in a network namespace. It is never the main thread, which does
+// not end and by which others see where a process is.
+func inside(path string, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		if unix.Gettid() == unix.Getpid() {
-			done <- inside(pid, f)
+			done <- inside(path, f)
 			runtime.UnlockOSThread()
 			return
 		}
-		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+		ns, err := os.Open(path)
 		if err != nil {
 			done <- err
 			return
@@ -44,7 +48,7 @@ type capture struct {
 	done chan struct{}
 
 	mu      sync.Mutex
-	seen    map[string]int // packets with each of the texts looked for
+	seen    map[string]int // packets of each kind
 	packets int
 }
 
@@ -52,9 +56,18 @@ type capture struct {
 // the packets in which one of some texts is.
 func newCapture(t *testing.T, pid int, texts ...string) *capture {
 	t.Helper()
+	return captureIn(t, netnsOf(pid), func(packet []byte) []string {
+		return slices.DeleteFunc(slices.Clone(texts), func(text string) bool { return !bytes.Contains(packet, []byte(text)) })
+	})
+}
+
+// captureIn captures in a network namespace until the test ends, and counts the packets of each
+// kind: kindsOf says of which a packet is, from its link's header on.
+func captureIn(t *testing.T, path string, kindsOf func(packet []byte) []string) *capture {
+	t.Helper()
 	c := &capture{seen: map[string]int{}, done: make(chan struct{})}
 	all := uint16(unix.ETH_P_ALL)
-	err := inside(pid, func() (err error) {
+	err := inside(path, func() (err error) {
 		c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(all>>8|all<<8))
 		if err != nil {
 			return err
@@ -84,10 +97,8 @@ func newCapture(t *testing.T, pid int, texts ...string) *capture {
 			}
 			c.mu.Lock()
 			c.packets++
-			for _, text := range texts {
-				if bytes.Contains(buf[:n], []byte(text)) {
-					c.seen[text]++
-				}
+			for _, kind := range kindsOf(buf[:n]) {
+				c.seen[kind]++
 			}
 			c.mu.Unlock()
 		}
@@ -100,16 +111,16 @@ func newCapture(t *testing.T, pid int, texts ...string) *capture {
 	return c
 }
 
-// count returns how many packets had a text in them, and how many there were.
-func (c *capture) count(text string) (with, all int) {
+// count returns how many packets were of a kind, and how many there were.
+func (c *capture) count(kind string) (with, all int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.seen[text], c.packets
+	return c.seen[kind], c.packets
 }
 
 // sendUDP sends a datagram from the namespace of a process, as a user without rights.
 func sendUDP(pid int, to [4]byte, port int, data []byte) error {
-	return inside(pid, func() error {
+	return inside(netnsOf(pid), func() error {
 		// Only this thread becomes that user, and it ends here.
 		if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, 65534, 65534, 65534); e != 0 {
 			return e

@@ -42,6 +42,7 @@ func TestEncryption(t *testing.T) {
 		{"DaemonKilled", testSealedDaemonKilled},
 		{"DeviceKilled", testDeviceKilled},
 		{"Refusal", testSealedRefusal},
+		{"Ingress", testSealedIngress},
 		{"NodeRemoved", testSealedNodeRemoved},
 		{"NothingLeft", testSealedNothingLeft},
 	}

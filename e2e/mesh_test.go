@@ -38,7 +38,11 @@ type answer struct{ host, client, port string }
 func (s *swarm) ask(t *testing.T, app, node, network string, port int, servers ...string) ([]answer, error) {
 	t.Helper()
 	args := append([]string{"dev", "exec", "--name", s.name, node, "--", app, "who", network, fmt.Sprint(port)}, servers...)
-	out, err := try(t, time.Minute, skepBinary(t), args...)
+	return asked(try(t, time.Minute, skepBinary(t), args...))
+}
+
+// asked reads what testapp who prints.
+func asked(out string, err error) ([]answer, error) {
 	if err != nil {
 		return nil, err
 	}

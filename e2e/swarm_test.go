@@ -78,7 +78,7 @@ func try(t *testing.T, timeout time.Duration, name string, args ...string) (stri
 }
 
 // newSwarm brings up managers and workers and removes every trace of them afterwards.
-func newSwarm(t *testing.T, managers, workers int) *swarm {
+func newSwarm(t *testing.T, managers, workers int, more ...string) *swarm {
 	t.Helper()
 	skep := skepBinary(t)
 	s := &swarm{name: fmt.Sprintf("e2e%d", os.Getpid()%10000)}
@@ -91,7 +91,7 @@ func newSwarm(t *testing.T, managers, workers int) *swarm {
 			t.Errorf("dev down: %v\n%s", err, out)
 		}
 	})
-	run(t, skep, "dev", "up", "--name", s.name, "--managers", fmt.Sprint(managers), "--workers", fmt.Sprint(workers))
+	run(t, skep, append([]string{"dev", "up", "--name", s.name, "--managers", fmt.Sprint(managers), "--workers", fmt.Sprint(workers)}, more...)...)
 	s.refresh(t)
 	return s
 }
