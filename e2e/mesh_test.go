@@ -73,6 +73,7 @@ func TestMesh(t *testing.T) {
 		{"HeldPorts", testHeldPorts},
 		{"Firewall", testFirewall},
 		{"SCTP", testSCTP},
+		{"SameLAN", testSameLAN},
 		{"IPv6", testIPv6},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, s, m, app) }) {
@@ -298,6 +299,45 @@ func testSCTP(t *testing.T, s *swarm, m, _ string) {
 		}
 		return ""
 	})
+}
+
+// testSameLAN: the nodes' LAN has the ingress network's subnet, and each node's address there
+// is another's in the ingress network.
+func testSameLAN(t *testing.T, s *swarm, m, app string) {
+	s.docker(t, m, "service", "create", "--name", "lan", "--constraint", "node.hostname=="+s.byRole("worker")[0], "--publish", "9350:80/tcp", "--publish", "9350:80/udp",
+		testimage.V1, "whois", ":80")
+	s.wantRunning(t, m, "lan", 1, 30*time.Second)
+	var legs []string
+	for _, n := range s.nodes {
+		fields := strings.Fields(run(t, "nsenter", "--net="+filepath.Join(s.execRoot(t, n.Name), "netns", ".mesh"), "ip", "-o", "-4", "addr", "show", "dev", "ingress"))
+		if len(fields) < 4 || !strings.HasPrefix(fields[3], "10.0.0.") {
+			t.Fatalf("%s has no leg into the ingress network: %v", n.Name, fields)
+		}
+		legs = append(legs, strings.TrimSuffix(fields[3], "/24"))
+	}
+	lan := func(i int) string { return legs[(i+1)%len(legs)] }
+	for i, n := range s.nodes {
+		addr := func(what string) {
+			script := "ip addr " + what + " " + lan(i) + "/24 dev $(ip -o -4 addr show to " + n.Addr + " | awk '{print $2}')"
+			run(t, skepBinary(t), "dev", "exec", "--name", s.name, n.Name, "--", "sh", "-c", script)
+		}
+		addr("add")
+		defer addr("del")
+	}
+	for _, network := range []string{"tcp", "udp"} {
+		for _, from := range s.nodes {
+			for i := range s.nodes {
+				eventually(t, 20*time.Second, fmt.Sprintf("%s from %s to %s is served", network, from.Name, lan(i)), func() string {
+					answers, err := s.ask(t, app, from.Name, network, 0, lan(i)+":9350")
+					if err != nil || answers[0].client != legs[i] {
+						return fmt.Sprint(answers, err)
+					}
+					return ""
+				})
+			}
+		}
+	}
+	s.docker(t, m, "service", "rm", "lan")
 }
 
 // testIPv6: addresses, names and published ports of networks with both families.

@@ -33,7 +33,7 @@ const portsTable = "skep_ports"
 //	    oifname ingXXXXXXXX ip saddr INGRESS masquerade
 //	    oifname ingXXXXXXXX fib saddr type local masquerade
 //	  }
-//	  chain forward     { type filter hook forward priority 0; drop new flows to or from ingXXXXXXXX that nobody published }
+//	  chain forward     { type filter hook forward priority 0; drop new flows to ingXXXXXXXX that nobody published, and all but answers from there }
 //	}
 //
 // A LAN may have the ingress network's addresses: the mesh could not tell such a client from
@@ -72,11 +72,12 @@ func (d *Dataplane) hostRules(f nftables.TableFamily, ports []netplan.Published)
 	}}
 }
 
-// onlyPublished drops what nobody published and would go to a link, or begins there.
+// onlyPublished drops what nobody published and would go to a link, and what comes from there
+// without being an answer: untranslated, it would tell addresses that nobody knows.
 func onlyPublished(link string) []rule {
 	return []rule{
 		{exprs: slices.Concat(named(expr.MetaKeyOIFNAME, expr.CmpOpEq, link), newFlow(), translated(false), drop())},
-		{exprs: slices.Concat(named(expr.MetaKeyIIFNAME, expr.CmpOpEq, link), newFlow(), drop())},
+		{exprs: slices.Concat(named(expr.MetaKeyIIFNAME, expr.CmpOpEq, link), inState(expr.CtStateBitNEW|expr.CtStateBitINVALID), drop())},
 	}
 }
 
@@ -90,7 +91,7 @@ func onlyPublished(link string) []rule {
 //	    oifname ingress ct status dnat ip daddr @keepers meta l4proto { tcp, udp } ip saddr != LOCAL accept
 //	    oifname ingress ct status dnat masquerade
 //	  }
-//	  chain forward     { type filter hook forward priority 0; drop new flows to or from ingress that nobody published }
+//	  chain forward     { type filter hook forward priority 0; the same for ingress }
 //	  chain port_6_8080 { dnat to numgen random mod 2 map { 0 : 10.0.0.11, 1 : 10.0.0.12 } : 80 }
 //	}
 //

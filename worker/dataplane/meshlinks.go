@@ -98,14 +98,23 @@ func (d *Dataplane) openMesh(x *drift) (*fabric, error) {
 		for _, w := range d.mesh.all() {
 			w.gen = 0
 		}
-		// Its links have the addresses that they are given, and no others.
-		if err := within(ns, func() error { return sysctl("net/ipv6/conf/default/disable_ipv6", "1") }); err != nil {
+		if err := within(ns, passesOn); err != nil {
 			m.close()
 			return nil, errors.Join(err, removeNamespace(d.meshNS()))
 		}
 	}
 	d.mesh.space = m
 	return m, nil
+}
+
+// passesOn sets up the calling thread's namespace for the mesh. Its links have the addresses
+// that they are given and no others. Nothing is for itself, so looking for sockets and for the
+// way back of each packet would only take time; what begins elsewhere than at a published port
+// is dropped anyway.
+func passesOn() error {
+	return sysctls(
+		[2]string{"net/ipv6/conf/default/disable_ipv6", "1"}, [2]string{"net/ipv4/ip_early_demux", "0"},
+		[2]string{"net/ipv4/conf/all/rp_filter", "0"}, [2]string{"net/ipv4/conf/default/rp_filter", "0"})
 }
 
 // ensureMeshLinks makes or mends the pair between host and mesh, and the mesh's leg into

@@ -169,10 +169,13 @@ func sourceIn(p netip.Prefix, in bool) []expr.Any {
 	}
 }
 
-func newFlow() []expr.Any {
+func newFlow() []expr.Any { return inState(expr.CtStateBitNEW) }
+
+// inState matches packets whose connection is in one of some states.
+func inState(states uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Ct{Register: reg0, Key: expr.CtKeySTATE},
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitNEW), Xor: make([]byte, 4)},
+		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(states), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: make([]byte, 4)},
 	}
 }
