@@ -86,7 +86,7 @@ func (m *member) newManagerRole(ctx context.Context) (*managerRole, error) {
 		Dial: func(_ context.Context, addr string) (*grpc.ClientConn, error) {
 			return wire.Dial(m.creds, addr, pki.ManagerRole)
 		},
-		Caller: wire.CallerNode, Log: log, Registerer: role.registry, JoinAddr: joinAddr, ForceNewCluster: m.forceNew,
+		Caller: wire.CallerNode, CallerCertificate: wire.CallerCertificate, Log: log, Registerer: role.registry, JoinAddr: joinAddr, ForceNewCluster: m.forceNew,
 	})
 	guard := &wire.Guard{
 		Credentials: m.creds, Removed: role.removed, Role: role.roleOf, Conns: &role.peers, Leading: role.leading, Leader: role.leader,

@@ -277,11 +277,17 @@ func (m *member) hasRaft() bool {
 
 // connect reaches a manager: the own one if this node is one, else one of those known.
 func (m *member) connect(ctx context.Context) (grpc.ClientConnInterface, func(bool), error) {
-	if role := m.manager.Load(); role != nil && role.isReady() {
+	role := m.manager.Load()
+	ready := role != nil && role.isReady()
+	if ready && role.replica.Votes() {
 		return role.route(), func(bool) {}, nil
 	}
+	// A manager without a vote may be one no more, and know of no leader.
 	k, ok := m.remotes.pick(m.saved.AdvertiseAddr)
-	if !ok {
+	switch {
+	case !ok && ready:
+		return role.route(), func(bool) {}, nil
+	case !ok:
 		return nil, nil, model.Errorf(model.Unavailable, "no manager is known; waiting for this node's own")
 	}
 	conn, err := wire.Dial(m.creds, k.Addr, pki.ManagerRole)

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -142,6 +143,16 @@ func (n *testNode) register(s *grpc.Server) {
 func (n *testNode) stop() {
 	n.cancel()
 	<-n.done
+}
+
+// ended reports whether Run has returned with an error.
+func (n *testNode) ended(with error) bool {
+	select {
+	case <-n.done:
+		return errors.Is(n.err, with)
+	default:
+		return false
+	}
 }
 
 // restart starts a stopped node again.

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"time"
@@ -97,6 +98,9 @@ type Config struct {
 	Dial func(ctx context.Context, addr string) (*grpc.ClientConn, error)
 	// Caller says which node makes an RPC and from which host:port or host.
 	Caller func(ctx context.Context) (nodeID, addr string, err error)
+	// CallerCertificate returns the certificate with which an RPC is made. Nil believes what
+	// the state says about a node over what its certificate says.
+	CallerCertificate func(ctx context.Context) *x509.Certificate
 	// Log receives what happens.
 	Log *slog.Logger
 	// Registerer receives the metrics. Nil registers none.

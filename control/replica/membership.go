@@ -57,12 +57,17 @@ func rosterOf(self uint64, membership *api.ClusterSnapshot) *roster {
 	return ros
 }
 
+// leave ends a member that was removed, but for the second of two: if the first one was
+// killed before it had noted that this is agreed, it needs the second's vote once more. So
+// the second goes on until the first one tells it.
+func (m *member) leave() {
+	m.removed = m.removed || len(m.conf.GetVoters()) > 1
+	m.unheard = electionTick - 1 // ask at once
+}
+
 // setRoster publishes the membership and connects to the peers in it.
 func (m *member) setRoster(ros *roster) {
 	ros.votes = slices.Contains(m.conf.GetVoters(), m.id)
-	if ros.removed[m.id] {
-		m.removed = true
-	}
 	m.r.members.Store(ros)
 	m.r.peers.set(ros)
 }
@@ -91,6 +96,9 @@ func (m *member) applyConfChange(e *raftpb.Entry) error {
 	}
 	m.conf = m.raw.ApplyConfChange(&cc)
 	m.setRoster(ros)
+	if cc.GetType() == raftpb.ConfChangeRemoveNode && id == m.id {
+		m.leave()
+	}
 	m.r.cfg.Log.Info("raft membership changed",
 		slog.String("change", cc.GetType().String()),
 		slog.String("raft_id", fmt.Sprintf("%x", id)),

@@ -2,6 +2,8 @@ package replica
 
 import (
 	"context"
+	cryptorand "crypto/rand"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -11,10 +13,15 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
 	"github.com/skep-dev/skep/platform/disk"
 )
@@ -367,14 +374,7 @@ func TestRemovedBeforeItVoted(t *testing.T) {
 		}
 		n := s.start(second.GetNodeId(), dir, second.GetAddr(), "")
 		s.nodes = append(s.nodes, n)
-		waitFor(t, "it hears of it", func() bool {
-			select {
-			case <-n.done:
-				return errors.Is(n.err, ErrRemoved)
-			default:
-				return false
-			}
-		})
+		waitFor(t, "it hears of it", func() bool { return n.ended(ErrRemoved) })
 	})
 }
 
@@ -405,6 +405,110 @@ func TestLostJoinTakesNoQuorum(t *testing.T) {
 		time.Sleep(time.Minute)
 		if leading, _ := second.Leading(); leading {
 			t.Error("one of two leads")
+		}
+	})
+}
+
+// The first of two managers was killed when it had told the second that its removal is agreed
+// and had not noted it. The second was gone at once, and the first never led again, for it
+// needs the second's vote.
+func TestSecondOfTwoVotesOnceMore(t *testing.T) {
+	inBubble(t, 2, func(t *testing.T, s *testSwarm) {
+		first, second := s.leader(), s.followers()[0]
+		if err := first.RemoveMember(t.Context(), second.members.Load().self); err != nil {
+			t.Fatal(err)
+		}
+		first.stop()
+		second.stop()
+		for n, missing := range map[*testNode]uint64{first: 1, second: 0} {
+			log, loaded, err := disk.Load(n.dir, testLog(), testKey())
+			if err != nil {
+				t.Fatal(err)
+			}
+			last := loaded.Entries[len(loaded.Entries)-1].GetIndex()
+			hard := &raftpb.HardState{Term: loaded.HardState.Term, Vote: loaded.HardState.Vote, Commit: new(last - missing)}
+			if err := errors.Join(log.Save(hard, nil), log.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		first, second = s.restart(first), s.restart(second)
+		waitFor(t, "the first leads", func() bool { leading, _ := first.Leading(); return leading })
+		mustCreate(t, first, "after")
+		waitFor(t, "the second is gone", func() bool { return second.ended(ErrRemoved) })
+	})
+}
+
+// A worker was promoted and led while a manager was away that knew it as a worker: it refused
+// all that the leader sent, for ever.
+func TestLeaderPromotedWhileAway(t *testing.T) {
+	now := time.Now()
+	root, err := pki.NewRoot(cryptorand.Reader, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issue := func(role string, at time.Time) ([]byte, *x509.Certificate) {
+		key, err := pki.NewKey(cryptorand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		csr, err := pki.NewCSR(cryptorand.Reader, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain, err := root.Issue(cryptorand.Reader, at, csr, pki.Leaf{NodeID: "node4", ClusterID: "swarm", OU: role})
+		if err != nil {
+			t.Fatal(err)
+		}
+		certs, err := pki.ParseCerts(chain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return chain, certs[0]
+	}
+	_, demoted := issue(pki.ManagerRole, now.Add(time.Minute))
+	chain, _ := issue(pki.WorkerRole, now.Add(2*time.Minute))
+	_, promoted := issue(pki.ManagerRole, now.Add(3*time.Minute))
+	inBubble(t, 3, func(t *testing.T, s *testSwarm) {
+		shown := promoted
+		s.change = func(c *Config) { c.CallerCertificate = func(context.Context) *x509.Certificate { return shown } }
+		node := &api.Node{Id: "node4", Spec: new(api.NodeSpec), Role: api.NodeRole_WORKER, Certificate: &api.Certificate{Certificate: chain}}
+		if _, err := s.leader().Update(t.Context(), func(tx *store.Tx) error { return tx.Create(node) }); err != nil {
+			t.Fatal(err)
+		}
+		away, other := s.followers()[0], s.followers()[1]
+		waitFor(t, "the worker is known", func() bool { return away.View().Node("node4") != nil })
+		away.stop()
+		if _, err := s.leader().Update(t.Context(), func(tx *store.Tx) error {
+			n := model.Clone(tx.Snapshot().Node("node4"))
+			n.Role, n.Spec.DesiredRole = api.NodeRole_MANAGER, api.NodeRole_MANAGER
+			return tx.Update(n)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		fresh := s.add()
+		waitFor(t, "the new member leads", func() bool {
+			if leading, _ := fresh.Leading(); leading {
+				return true
+			}
+			_ = s.leader().TransferLeadership(t.Context())
+			return false
+		})
+		other.stop() // who knows its address, and without whom nothing is agreed but with the one that was away
+		away = s.restart(away)
+		s.write("after")
+		s.mustHave(away, "after")
+		stale := New(Config{Caller: testCaller, CallerCertificate: func(context.Context) *x509.Certificate { return shown }})
+		tx := store.Begin(store.Empty(), 1, time.Now())
+		if err := tx.Create(&api.Node{Id: "node4", Spec: new(api.NodeSpec), Role: api.NodeRole_WORKER, Certificate: node.GetCertificate()}); err != nil {
+			t.Fatal(err)
+		}
+		stale.feed = newFeed(tx.Commit(1))
+		from4 := metadata.NewIncomingContext(t.Context(), metadata.Pairs(nodeHeader, "node4"))
+		for cert, want := range map[*x509.Certificate]codes.Code{promoted: codes.OK, demoted: codes.PermissionDenied, nil: codes.PermissionDenied} {
+			shown = cert
+			if err := stale.checkSender(from4, new(roster), 99); status.Code(err) != want {
+				t.Errorf("a member that is known to be a worker: %v, want %v", err, want)
+			}
 		}
 	})
 }

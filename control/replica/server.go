@@ -12,11 +12,13 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
 )
 
 const (
@@ -106,6 +108,9 @@ func (r *Replica) receive(ctx context.Context, msg *raftpb.Message) error {
 	if msg.GetTo() != ros.self || msg.GetType() == raftpb.MsgProp {
 		return nil
 	}
+	if err := r.learn(ctx, ros, msg.GetFrom()); err != nil {
+		return err
+	}
 	if msg.GetType() == raftpb.MsgVote && !r.reachable(ctx, msg.GetFrom()) {
 		return nil
 	}
@@ -131,22 +136,52 @@ func (r *Replica) checkSender(ctx context.Context, ros *roster, from uint64) err
 	case sender != nil && sender.GetNodeId() != caller:
 		return status.Errorf(codes.PermissionDenied, "Permission denied: node %s speaks for raft member %x of node %s", caller, from, sender.GetNodeId())
 	case sender == nil:
-		// It may have joined a moment ago. A node that is known to be a worker has not.
-		if node := r.View().Node(caller); node != nil && node.GetRole() == api.NodeRole_WORKER {
+		// It may have joined a moment ago. A node that is known to be a worker has not, unless
+		// it was promoted since.
+		if node := r.View().Node(caller); node != nil && node.GetRole() == api.NodeRole_WORKER && !r.certifiedSince(ctx, node) {
 			return status.Errorf(codes.PermissionDenied, "Permission denied: node %s is not a manager", caller)
 		}
 	}
 	return nil
 }
 
-// reachable reports whether a candidate can be reached at its registered address: as
-// leader it must be.
-func (r *Replica) reachable(ctx context.Context, id uint64) bool {
-	m := r.members.Load().members[id]
-	if m == nil {
+// certifiedSince reports whether the caller shows a newer certificate than the one that the
+// state has of its node: what the state says is old then, and the certificate, which says
+// that the node is a manager, is right. That of a node that was demoted is in the state.
+func (r *Replica) certifiedSince(ctx context.Context, node *api.Node) bool {
+	if r.cfg.CallerCertificate == nil {
 		return false
 	}
-	return r.peers.active(id) || r.checkHealth(ctx, m.GetAddr(), voteCheckTimeout) == nil
+	shown := r.cfg.CallerCertificate(ctx)
+	known, err := pki.ParseCerts(node.GetCertificate().GetCertificate())
+	return err == nil && shown != nil && !shown.Equal(known[0]) && !shown.NotBefore.Before(known[0].NotBefore)
+}
+
+// keyAddr is where a member says in its calls that it can be reached.
+const keyAddr = "skep-raft-addr"
+
+// learn makes the address of a sender known that is in no log of ours yet: those who know it
+// may be away.
+func (r *Replica) learn(ctx context.Context, ros *roster, from uint64) error {
+	md, _ := metadata.FromIncomingContext(ctx)
+	addr := md.Get(keyAddr)
+	if len(addr) != 1 || ros.members[from] != nil || r.peers.get(from) != nil {
+		return nil
+	}
+	return r.call(ctx, func(m *member) { m.r.peers.addUnknown(from, addr[0]) })
+}
+
+// reachable reports whether a candidate can be reached at its address: as leader it must
+// be.
+func (r *Replica) reachable(ctx context.Context, id uint64) bool {
+	if r.peers.active(id) {
+		return true
+	}
+	addr := r.members.Load().members[id].GetAddr()
+	if p := r.peers.get(id); addr == "" && p != nil {
+		addr = p.addr
+	}
+	return addr != "" && r.checkHealth(ctx, addr, voteCheckTimeout) == nil
 }
 
 // checkHealth asks the manager at addr whether it serves raft.

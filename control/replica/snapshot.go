@@ -158,7 +158,11 @@ func (m *member) restore(s *raftpb.Snapshot) error {
 	m.state, m.applied, m.snap.last = state, index, index
 	m.last = max(m.last, index)
 	m.conf = s.GetMetadata().GetConfState()
-	m.setRoster(rosterOf(m.id, membership))
+	ros := rosterOf(m.id, membership)
+	m.setRoster(ros)
+	if ros.removed[m.id] {
+		m.leave()
+	}
 	m.r.feed.publish(state, nil, true)
 	return nil
 }

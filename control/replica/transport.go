@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -142,6 +143,16 @@ func (t *transport) resolve(id uint64) {
 	})
 }
 
+// addUnknown begins to send to a member that is not in our log yet.
+func (t *transport) addUnknown(id uint64, addr string) {
+	ros := t.r.members.Load()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.peers[id] == nil && ros.members[id] == nil && !ros.removed[id] && id != ros.self {
+		t.add(id, addr, true)
+	}
+}
+
 // ask returns the address of a member as the first who knows it says, or "".
 func (t *transport) ask(ros *roster, id uint64) string {
 	ctx, cancel := context.WithTimeout(t.ctx, sendWatchdog)
@@ -261,7 +272,8 @@ func (r *redial) try() {
 
 // deliver sends one message and tells the owner how it went.
 func (p *peer) deliver(ctx context.Context, conn *grpc.ClientConn, msg *raftpb.Message) bool {
-	err := sendMessage(ctx, api.NewRaftClient(conn), msg)
+	call := metadata.AppendToOutgoingContext(ctx, keyAddr, p.t.r.cfg.Addr)
+	err := sendMessage(call, api.NewRaftClient(conn), msg)
 	p.isActive.Store(err == nil)
 	if err == nil {
 		if msg.GetType() == raftpb.MsgSnap {

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"crypto/x509"
 	"slices"
 
 	"google.golang.org/grpc"
@@ -96,6 +97,19 @@ func peerIdentity(ctx context.Context) Identity {
 		id.Addr = p.Addr.String()
 	}
 	return id
+}
+
+// CallerCertificate returns the certificate that the peer of a call shows, nil without one.
+func CallerCertificate(ctx context.Context) *x509.Certificate {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return nil
+	}
+	return info.State.VerifiedChains[0][0]
 }
 
 // certified reads the certificate that the peer of a connection showed.
