@@ -147,7 +147,8 @@ func internalLink(name string) bool {
 			return true
 		}
 	}
-	return false
+	mesh, is := strings.CutPrefix(name, "ing") // and what follows skep in the local bridge's name
+	return is && len(mesh) == 8
 }
 
 // resolveHost turns an IP address or interface name into an address. A name stands for

@@ -10,6 +10,7 @@ func testLinks() []link {
 	return []link{
 		{name: "lo", loopback: true, addrs: []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")}},
 		{name: "docker0", addrs: []netip.Addr{netip.MustParseAddr("172.17.0.1")}},
+		{name: "ing0a1b2c3d", addrs: []netip.Addr{netip.MustParseAddr("172.18.0.1")}},
 		{name: "eth0", addrs: []netip.Addr{netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("fe80::1")}},
 	}
 }
