@@ -54,9 +54,10 @@ const (
 	maxPending = 10000
 	// batchSize bounds one write.
 	batchSize = 200
-	// rateLimit registrations within rateWindow are accepted from one node, after its first.
-	rateLimit  = 3
-	rateWindow = 8 * time.Second
+	// rateLimit registrations of one node are accepted at once, after its first, and then one
+	// every ratePause: a manager that is restarted and unlocked a few times must not wait.
+	rateLimit = 3
+	ratePause = 3 * time.Second
 )
 
 // Dispatcher implements the Dispatcher service while Run runs. Outside of it every call
@@ -88,10 +89,9 @@ type term struct {
 
 // node is what the dispatcher knows of one registered node.
 type node struct {
-	session    string
-	deadline   time.Time
-	registered time.Time // last accepted registration
-	attempts   int
+	session  string
+	deadline time.Time
+	paid     time.Time // when the pauses for all registrations will have passed
 	// changed is closed and replaced when the session message changed.
 	changed chan struct{}
 	// ended is closed when the session is over.

@@ -105,12 +105,13 @@ func (d *Dispatcher) register(nodeID, session string) (*term, *node, string, err
 		n.deadline = now.Add(d.grace(d.period()))
 		return t, n, session, nil
 	}
-	fresh := &node{registered: now, changed: make(chan struct{}), ended: make(chan struct{})}
+	fresh := &node{changed: make(chan struct{}), ended: make(chan struct{})}
 	if n != nil {
-		fresh.attempts = n.attempts + 1
-		if now.Sub(n.registered) >= rateWindow {
-			fresh.attempts = 1
-		} else if fresh.attempts > rateLimit {
+		fresh.paid = n.paid
+		if fresh.paid.Before(now) {
+			fresh.paid = now
+		}
+		if fresh.paid = fresh.paid.Add(ratePause); fresh.paid.Sub(now) > rateLimit*ratePause {
 			return nil, nil, "", status.Errorf(codes.Unavailable, "node %s exceeded rate limit count of registrations", nodeID)
 		}
 		n.session = "" // the old streams find out

@@ -146,14 +146,16 @@ func TestRefusals(t *testing.T) {
 
 func TestRegistrationsAreLimited(t *testing.T) {
 	inTerm(t, func(r *rig) {
-		for range 4 { // the first does not count
+		for range 1 + rateLimit { // the first does not count
 			r.register("n1")
-			time.Sleep(time.Second)
 		}
 		r.session("n1", "").ended(codes.Unavailable, "node n1 exceeded rate limit count of registrations")
 		r.register("n2") // others are not concerned
-		time.Sleep(rateWindow)
-		r.register("n1")
+		for range 20 {
+			time.Sleep(ratePause)
+			r.register("n1")
+		}
+		r.session("n1", "").ended(codes.Unavailable, "node n1 exceeded rate limit count of registrations")
 	})
 }
 
