@@ -78,16 +78,15 @@ func (o *Tokens) room(tx *store.Tx) error {
 	if err := tx.DefineKind(rand.Reader, pki.TokenKind, "join tokens that end by themselves, made by skep token create"); err != nil {
 		return err
 	}
-	all := tokens(tx.Snapshot())
-	if len(all) >= maxTokens {
-		return model.Errorf(model.Exhausted, "there are %d join tokens: remove some with `skep token rm`", len(all))
-	}
-	for _, r := range all {
+	for _, r := range tokens(tx.Snapshot()) {
 		if t, err := pki.Limited(r); err == nil && tx.Now().Sub(t.GetExpires().AsTime()) > voidMemory {
 			if err := tx.Remove(model.Resources, r.GetId()); err != nil {
 				return err
 			}
 		}
+	}
+	if n := len(tokens(tx.Snapshot())); n >= maxTokens {
+		return model.Errorf(model.Exhausted, "there are %d join tokens: remove some with `skep token rm`", n)
 	}
 	return nil
 }

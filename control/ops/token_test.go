@@ -1,6 +1,7 @@
 package ops_test
 
 import (
+	"crypto/rand"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -87,6 +88,47 @@ func TestTokens(t *testing.T) {
 		fresh := create("worker", time.Hour, 0)
 		if got := list(); len(got) != 1 || got[0].GetId() != fresh.GetInfo().GetId() {
 			t.Errorf("a week later the list is %v", got)
+		}
+	})
+}
+
+// Tokens that ended long ago stood in the way of new ones until somebody removed them.
+func TestOldTokensMakeRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		state := fill(t, withRoot(newRoot(t)))
+		o := ops.NewTokens(state)
+		create := func() error {
+			_, err := o.CreateToken(t.Context(), &skepv1.CreateTokenRequest{Role: "worker", Ttl: durationpb.New(time.Hour)})
+			return err
+		}
+		if err := create(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := state.Update(t.Context(), func(tx *store.Tx) error {
+			for range 9999 {
+				_, r, err := pki.NewLimited(rand.Reader, tx.Snapshot().Cluster().GetRootCa(), false, pki.WorkerRole, tx.Now().Add(time.Hour), 1, nil)
+				if err != nil {
+					return err
+				}
+				if r.Id, err = model.NewID(rand.Reader); err != nil {
+					return err
+				}
+				if err := tx.Create(r); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		wantStatus(t, create(), codes.ResourceExhausted, "there are 10000 join tokens…")
+		time.Sleep(8 * 24 * time.Hour)
+		if err := create(); err != nil {
+			t.Error(err)
+		}
+		resp, err := o.ListTokens(t.Context(), nil)
+		if err != nil || len(resp.GetTokens()) != 1 {
+			t.Errorf("%d tokens are left: %v", len(resp.GetTokens()), err)
 		}
 	})
 }
