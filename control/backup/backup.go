@@ -2,8 +2,6 @@ package backup
 
 import (
 	"bytes"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"time"
 
@@ -13,6 +11,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
 )
 
 // magic begins a backup, so that a reader can tell it from another file.
@@ -103,7 +102,7 @@ func Adapt(state *api.Snapshot, alone bool, now time.Time) Removed {
 			continue
 		}
 		gone[n.GetId()] = true
-		cluster.BlacklistedCertificates[n.GetId()] = blacklisted(n)
+		cluster.BlacklistedCertificates[n.GetId()] = pki.Blacklisted(n)
 	}
 	s.Nodes = kept
 	for _, t := range s.GetTasks() {
@@ -117,15 +116,4 @@ func Adapt(state *api.Snapshot, alone bool, now time.Time) Removed {
 		}
 	}
 	return removed
-}
-
-// blacklisted is the entry of a removed node, until its certificate has expired.
-func blacklisted(n *api.Node) *api.BlacklistedCertificate {
-	entry := new(api.BlacklistedCertificate)
-	if block, _ := pem.Decode(n.GetCertificate().GetCertificate()); block != nil {
-		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
-			entry.Expiry = timestamppb.New(cert.NotAfter)
-		}
-	}
-	return entry
 }

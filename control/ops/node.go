@@ -2,8 +2,6 @@ package ops
 
 import (
 	"context"
-	"crypto/x509"
-	"encoding/pem"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -190,13 +188,7 @@ func (o *Ops) blacklist(tx *store.Tx, n *api.Node) error {
 	if c.BlacklistedCertificates == nil {
 		c.BlacklistedCertificates = make(map[string]*api.BlacklistedCertificate)
 	}
-	entry := new(api.BlacklistedCertificate)
-	if block, _ := pem.Decode(n.GetCertificate().GetCertificate()); block != nil {
-		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
-			entry.Expiry = timestamppb.New(cert.NotAfter)
-		}
-	}
-	c.BlacklistedCertificates[n.GetId()] = entry
+	c.BlacklistedCertificates[n.GetId()] = pki.Blacklisted(n)
 	if len(c.GetNetworkBootstrapKeys()) > 0 {
 		if err := pki.RotateNetworkKeys(c, o.random, pki.OverlayKeys); err != nil {
 			return err
