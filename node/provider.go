@@ -14,21 +14,21 @@ import (
 	"github.com/skep-dev/skep/platform/unlock"
 )
 
-// Bounds of the pause between two questions to a provider that has no key yet.
+// Bounds of the pause between two questions to somebody who has no key yet.
 const (
 	providerPause    = time.Second
 	providerMaxPause = time.Minute
 )
 
-// unlockByProvider unlocks a manager that starts locked with the key that a provider has,
-// which is asked until it has one or a person was faster.
-func (s *membership) unlockByProvider(ctx context.Context, p unlock.Provider) error {
+// unlockBy unlocks a manager that starts locked by asking somebody, until that succeeded or a
+// person was faster. [errNobody] ends it.
+func (s *membership) unlockBy(ctx context.Context, who string, ask func(context.Context) error) error {
 	for pause := providerPause; s.Status().LocalNodeState == swarm.LocalNodeStateLocked; pause = min(2*pause, providerMaxPause) {
-		err := s.askProvider(ctx, p)
-		if err == nil || ctx.Err() != nil {
-			return nil //nolint:nilerr // asked to stop
+		err := ask(ctx)
+		if err == nil || errors.Is(err, errNobody) || ctx.Err() != nil {
+			return nil //nolint:nilerr // done, or asked to stop
 		}
-		s.cfg.Log.Warn("not unlocked by the provider, trying again", slog.String("provider", p.String()), slog.Duration("pause", pause), slog.Any("error", err))
+		s.cfg.Log.Warn("not unlocked, trying again", slog.String("asked", who), slog.Duration("pause", pause), slog.Any("error", err))
 		select {
 		case <-ctx.Done():
 			return nil
@@ -36,6 +36,14 @@ func (s *membership) unlockByProvider(ctx context.Context, p unlock.Provider) er
 		}
 	}
 	return nil
+}
+
+// errNobody says that there is nobody to ask.
+var errNobody = errors.New("nobody to ask for the key")
+
+// unlockByProvider unlocks a manager that starts locked with the key that a provider has.
+func (s *membership) unlockByProvider(ctx context.Context, p unlock.Provider) error {
+	return s.unlockBy(ctx, p.String(), func(ctx context.Context) error { return s.askProvider(ctx, p) })
 }
 
 func (s *membership) askProvider(ctx context.Context, p unlock.Provider) error {

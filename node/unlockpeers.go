@@ -131,28 +131,21 @@ func (m *member) recordAsked(nodeID, addr string, err error) {
 }
 
 // unlockByPeers unlocks a manager that starts locked with the key that other managers give
-// for its credential. They are asked until one did or a person was faster.
+// for its credential.
 func (s *membership) unlockByPeers(ctx context.Context) error {
-	for pause := providerPause; s.Status().LocalNodeState == swarm.LocalNodeStateLocked; pause = min(2*pause, providerMaxPause) {
+	return s.unlockBy(ctx, "other managers", func(ctx context.Context) error {
 		credential, err := readCredential(credentialFile(s.dir))
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil
+			return errNobody
 		}
 		if err == nil {
 			err = s.askPeers(ctx, credential)
 		}
-		if err == nil || ctx.Err() != nil {
-			return nil //nolint:nilerr // asked to stop
+		if err != nil && ctx.Err() == nil {
+			s.tellLocked("Other managers do not unlock it: " + err.Error())
 		}
-		s.cfg.Log.Warn("not unlocked by other managers, trying again", slog.Duration("pause", pause), slog.Any("error", err))
-		s.tellLocked("Other managers do not unlock it: " + err.Error())
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pause):
-		}
-	}
-	return nil
+		return err
+	})
 }
 
 // tellLocked says more about why this node is still locked.
