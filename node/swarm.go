@@ -35,7 +35,6 @@ const (
 	// unlockTimeout bounds the same for unlock.
 	unlockTimeout = 5 * time.Second
 	lockedText    = `Swarm is encrypted and needs to be unlocked before it can be used. Please use "docker swarm unlock" to unlock it.`
-	taskLabel     = "com.docker.swarm.task"
 	// defaultListen is what Docker's client sends when nobody says otherwise.
 	defaultListen = "0.0.0.0:2377"
 )
@@ -537,7 +536,7 @@ func leaveRefusal(m *member) error {
 // removeTasks removes the containers of all tasks.
 func removeTasks(ctx context.Context, cfg *Config) error {
 	return eachContainer(ctx, cfg, func(c *container.InspectResponse) error {
-		if _, ok := c.Config.Labels[taskLabel]; !ok {
+		if _, ok := c.Config.Labels[model.TaskLabel]; !ok {
 			return loseNetworks(ctx, cfg, c)
 		}
 		return cfg.Engine.Remove(ctx, c.ID, true, true)

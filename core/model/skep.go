@@ -23,3 +23,6 @@ func IsSkep(d *api.NodeDescription) bool {
 // Foreign reports whether a description is another engine's: Docker's. A node that has not
 // described its engine yet is not foreign.
 func Foreign(d *api.NodeDescription) bool { return d.GetEngine() != nil && !IsSkep(d) }
+
+// TaskLabel is on the containers of the swarm's tasks, as Docker's clients know it.
+const TaskLabel = "com.docker.swarm.task"

@@ -22,7 +22,6 @@ import (
 
 // Labels by which containers of tasks are known.
 const (
-	labelTask        = "com.docker.swarm.task"
 	labelTaskID      = "com.docker.swarm.task.id"
 	labelTaskName    = "com.docker.swarm.task.name"
 	labelNodeID      = "com.docker.swarm.node.id"
@@ -121,7 +120,7 @@ func (w *worker) labels(task *api.Task, spec *api.ContainerSpec) map[string]stri
 		labels = map[string]string{}
 	}
 	maps.Copy(labels, map[string]string{
-		labelTask: "", labelTaskID: task.GetId(), labelTaskName: model.TaskName(task), labelNodeID: w.cfg.NodeID,
+		model.TaskLabel: "", labelTaskID: task.GetId(), labelTaskName: model.TaskName(task), labelNodeID: w.cfg.NodeID,
 		labelServiceID: task.GetServiceId(), labelServiceName: task.GetServiceAnnotations().GetName(),
 	})
 	return labels

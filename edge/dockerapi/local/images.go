@@ -196,7 +196,7 @@ func (a *API) pruneContainers(w http.ResponseWriter, r *http.Request) error {
 	}
 	report := container.PruneReport{ContainersDeleted: []string{}}
 	for _, c := range all {
-		_, task := c.Config.Labels["com.docker.swarm.task"]
+		_, task := c.Config.Labels[model.TaskLabel]
 		switch {
 		case c.State.Running, c.State.Paused, task,
 			!f.Labels("label", c.Config.Labels),

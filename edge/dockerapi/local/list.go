@@ -82,7 +82,7 @@ func newSelector(f httpapi.Filters, all []*container.InspectResponse) (func(*con
 	}
 	return func(c *container.InspectResponse) bool {
 		name := strings.TrimPrefix(c.Name, "/")
-		_, task := c.Config.Labels["com.docker.swarm.task"]
+		_, task := c.Config.Labels[model.TaskLabel]
 		switch {
 		case !f.Match("id", c.ID),
 			!f.Match("name", name) && !f.Match("name", c.Name),

@@ -14,12 +14,9 @@ import (
 	"github.com/skep-dev/skep/worker/runtime"
 )
 
-// labelTask is on the containers of the swarm's tasks. What those are made of belongs to
-// the swarm, which may be locked, so their records are sealed on disk.
-const labelTask = "com.docker.swarm.task"
-
-// hidden is what is sealed of the record of a task's container. The rest is what it takes
-// to look after the container, and to remove it, without having the key.
+// hidden is what is sealed of the record of a task's container, since it belongs to the
+// swarm, which may be locked. The rest is what it takes to look after the container, and to
+// remove it, without having the key.
 type hidden struct {
 	Name     string
 	Config   *container.Config
@@ -41,7 +38,7 @@ func (s *saved) hide() hidden {
 // lock makes a record that was read sealed one that can be looked after without its key.
 func (s *saved) lock() {
 	s.locked, s.Name = true, s.ID
-	s.Config = &container.Config{Image: s.ImageID, Cmd: []string{"(locked)"}, Labels: map[string]string{labelTask: ""}}
+	s.Config = &container.Config{Image: s.ImageID, Cmd: []string{"(locked)"}, Labels: map[string]string{model.TaskLabel: ""}}
 	s.Host = &container.HostConfig{NetworkMode: "none"}
 }
 
@@ -61,7 +58,7 @@ func (s *saved) ofTask() bool {
 	if s.Config == nil {
 		return false
 	}
-	_, ok := s.Config.Labels[labelTask]
+	_, ok := s.Config.Labels[model.TaskLabel]
 	return ok
 }
 
