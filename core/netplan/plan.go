@@ -2,7 +2,6 @@ package netplan
 
 import (
 	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -52,10 +51,11 @@ func (s *State) Merge(u *skepv1.NetworkUpdate) Plan {
 	inc := s.Increment(u)
 	read := readEndpoints(inc.GetEndpoints())
 	p := Plan{Update: inc, read: read, Leaving: s.leaving(inc, read), Node: inc.GetNode() != nil}
-	t := s.touched(inc, read)
+	t, services := s.touched(inc, read)
+	s.serve(&t, services, inc)
 	before := s.collect(t)
 	s.merge(inc, read)
-	t.add(s.touched(inc, read))
+	s.serve(&t, services, inc) // there are no addresses more
 	after := s.collect(t)
 	p.compare(before, after, t)
 	for _, n := range inc.GetNetworks() {
@@ -115,20 +115,12 @@ type touched struct {
 	kept  set[netip.Addr]    // in the ingress network
 }
 
-// add completes what was touched before an increment by what is after it: there are no
-// addresses more.
-func (t *touched) add(after touched) {
-	maps.Copy(t.vips, after.vips)
-	maps.Copy(t.ports, after.ports)
-	maps.Copy(t.kept, after.kept)
-}
-
 func compareEnds(a, b End) int {
 	return cmp.Or(cmp.Compare(a.Network, b.Network), a.Addr.Compare(b.Addr))
 }
 
-// touched returns what of s an increment is about; before and after merging it differs.
-func (s *State) touched(inc *skepv1.NetworkUpdate, read []*endpoint) touched {
+// touched returns the addresses and services of s that an increment is about.
+func (s *State) touched(inc *skepv1.NetworkUpdate, read []*endpoint) (touched, set[string]) {
 	t := touched{addrs: make([]End, 0, len(read)), vips: map[vipKey]string{}, ports: map[portKey]string{}, kept: set[netip.Addr]{}}
 	services := set[string]{}
 	last := "" // a service that was noted
@@ -160,16 +152,7 @@ func (s *State) touched(inc *skepv1.NetworkUpdate, read []*endpoint) touched {
 	for _, v := range inc.GetServices() {
 		services[v.GetId()] = struct{}{}
 	}
-	changed := slices.Clone(inc.GetRemovedNetworks())
-	for _, n := range inc.GetNetworks() {
-		changed = append(changed, n.GetId())
-	}
-	for _, id := range changed {
-		if s.networks[id].GetIngress() { // with it every published port comes or goes
-			for v := range s.services {
-				services[v] = struct{}{}
-			}
-		}
+	for _, id := range changedNetworks(inc) {
 		if m := s.members[id]; m != nil {
 			for _, e := range m.byTask {
 				note(e)
@@ -185,6 +168,27 @@ func (s *State) touched(inc *skepv1.NetworkUpdate, read []*endpoint) touched {
 	}
 	slices.SortFunc(t.addrs, compareEnds)
 	t.addrs = slices.Compact(t.addrs)
+	return t, services
+}
+
+func changedNetworks(inc *skepv1.NetworkUpdate) []string {
+	out := slices.Clone(inc.GetRemovedNetworks())
+	for _, n := range inc.GetNetworks() {
+		out = append(out, n.GetId())
+	}
+	return out
+}
+
+// serve adds to what was touched what some services have, and all if the ingress network
+// changed: with it every published port comes or goes. Before and after merging it differs.
+func (s *State) serve(t *touched, services set[string], inc *skepv1.NetworkUpdate) {
+	for _, id := range changedNetworks(inc) {
+		if s.networks[id].GetIngress() {
+			for v := range s.services {
+				services[v] = struct{}{}
+			}
+		}
+	}
 	ingress := s.Ingress().GetId()
 	for _, a := range t.addrs {
 		if a.Network == ingress {
@@ -210,7 +214,6 @@ func (s *State) touched(inc *skepv1.NetworkUpdate, read []*endpoint) touched {
 			t.ports[portKey{p.Protocol, p.Published}] = id
 		}
 	}
-	return t
 }
 
 // view is what s wants about what was touched.

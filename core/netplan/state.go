@@ -299,6 +299,7 @@ func (s *State) merge(u *skepv1.NetworkUpdate, read []*endpoint) {
 			link(s.named, lower(v.GetName()), v.GetId())
 		}
 	}
+	s.makeRoom(read)
 	for _, e := range read {
 		s.putEndpoint(e)
 	}
@@ -324,6 +325,34 @@ func (s *State) network(id string) *members {
 		s.members[id] = m
 	}
 	return m
+}
+
+// makeRoom grows the indexes of networks at once that many endpoints come to.
+func (s *State) makeRoom(read []*endpoint) {
+	const many = 1000
+	if len(read) < many {
+		return
+	}
+	coming := map[string]int{}
+	for _, e := range read {
+		coming[e.key.Network]++
+	}
+	for id, n := range coming {
+		m := s.network(id)
+		if n < many || n < len(m.byTask) {
+			continue
+		}
+		m.byTask, m.byAddr = grown(m.byTask, n), grown(m.byAddr, n)
+		if s.named != nil {
+			m.byName = grown(m.byName, 2*n)
+		}
+	}
+}
+
+func grown[K comparable, V any](m map[K]V, by int) map[K]V {
+	out := make(map[K]V, len(m)+by)
+	maps.Copy(out, m)
+	return out
 }
 
 func (s *State) putEndpoint(e *endpoint) {

@@ -47,14 +47,21 @@ func (d *Dataplane) Version() uint64 {
 func (d *Dataplane) apply(u *skepv1.NetworkUpdate) error {
 	u = d.withBridges(u)
 	p := d.want.Merge(u)
-	// Written first: a name taken away now must not come back with the next process.
-	errs := []error{d.journal.add(p.Update, d.want)}
-	d.names.leave(p)
 	whole := u.GetComplete() || p.Node || len(p.Networks) > 0 || d.broken
+	// Written before anything is taken away: a name must not come back with the next process.
+	// New ways lead nobody anywhere yet.
+	written := make(chan error, 1)
+	go func() { written <- d.journal.add(p.Update, d.want) }()
+	var errs []error
+	if !whole {
+		errs = append(errs, d.updateESP(p.Encrypted, false), d.forward(p.Route, true))
+	}
+	errs = append(errs, <-written)
+	d.names.leave(p)
 	if whole {
 		errs = append(errs, d.converge(&drift{repair: true}))
 	} else {
-		errs = append(errs, d.updateESP(p.Encrypted, false), d.forward(p.Route, true), d.updateCrypts(p.Encrypted, false), d.balance(p.Balance), d.updateMesh(p.Publish, p.Keep))
+		errs = append(errs, d.updateCrypts(p.Encrypted, false), d.balance(p.Balance), d.updateMesh(p.Publish, p.Keep))
 	}
 	d.names.merge(p)
 	errs = append(errs, d.end(p.End))
