@@ -17,7 +17,7 @@ import (
 )
 
 // encryption measures an encrypted network between two nodes against the clear one between
-// the same, and against WireGuard alone: two programs that speak to each other through the
+// the same, ports published through an encrypted ingress network against a clear one, and against WireGuard alone: two programs that speak to each other through the
 // links of two userspace devices, with nothing of Skep's between.
 func (b *bench) encryption(ctx context.Context) (err error) {
 	l, err := newNetLab(filepath.Join(b.work, "enc"))
@@ -35,10 +35,25 @@ func (b *bench) encryption(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	outside, err := l.host(30)
+	if err != nil {
+		return err
+	}
+	open, err := l.publishedElsewhere(ctx, 3, &skepv1.OverlayNetwork{})
+	if err != nil {
+		return err
+	}
+	closed, err := l.publishedElsewhere(ctx, 5, &skepv1.OverlayNetwork{Encrypted: true, Encryption: model.WireGuard, EncryptionPort: 51821})
+	if err != nil {
+		return err
+	}
+	edge := &way{name: "published port, task elsewhere", from: outside, to: open, plain: plain.name}
 	ways := []*way{
-		alone, plain,
+		alone, plain, edge,
 		{name: "encrypted, two hosts", from: sealed, to: "10.0.2.3:80", plain: alone.name, stream: 0.9},
 		{name: "encrypted against clear, two hosts", from: sealed, to: "10.0.2.3:80", plain: plain.name},
+		{name: "published port, encrypted", from: outside, to: closed, plain: alone.name},
+		{name: "published port, encrypted against clear", from: outside, to: closed, plain: edge.name},
 	}
 	for round := range networkRounds {
 		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, networkRounds)
@@ -149,10 +164,7 @@ func (l *netLab) clearAndSealed(ctx context.Context) (*way, netns.NsHandle, erro
 	for i, n := range l.nodes {
 		other := l.nodes[1-i]
 		u.Node = &skepv1.LocalNode{Id: n.id, DataAddr: n.addr.String()}
-		u.Peers = []*skepv1.NetworkPeer{{
-			Key: &skepv1.PeerKey{NetworkId: "sealed", NodeId: other.id}, Addr: other.addr.String(), PublicKey: publicKey(other.Labels()), PresharedKey: make([]byte, 32),
-		}}
-		u.Peers[0].PresharedKey[0] = 1
+		u.Peers = []*skepv1.NetworkPeer{other.peer("sealed")}
 		if err := n.Apply(ctx, u); err != nil {
 			return nil, 0, err
 		}
@@ -180,6 +192,62 @@ func (l *netLab) clearAndSealed(ctx context.Context) (*way, netns.NsHandle, erro
 		}
 	}
 	return &way{name: "clear, two hosts", from: clients["c1"], to: "10.0.1.3:80"}, clients["s1"], nil
+}
+
+// publishedElsewhere makes two nodes with an ingress network like the one given, and returns
+// where the first leads to a task on the second.
+func (l *netLab) publishedElsewhere(ctx context.Context, first int, in *skepv1.OverlayNetwork) (at string, err error) {
+	var nodes []*netNode
+	for i := first; i < first+2; i++ {
+		ns, err := l.host(i)
+		if err != nil {
+			return "", err
+		}
+		n, err := l.node(fmt.Sprint("node", i), ns, wireAddr(i).Addr())
+		if err != nil {
+			return "", err
+		}
+		nodes = append(nodes, n)
+	}
+	in.Id, in.Name, in.Ingress = "ingress", "ingress", true
+	in.Subnets = []*skepv1.OverlaySubnet{{Subnet: "10.0.0.0/24", Gateway: "10.0.0.1", Vni: 4096}}
+	u := &skepv1.NetworkUpdate{
+		Complete: true, Version: 1, Networks: []*skepv1.OverlayNetwork{in},
+		Services: []*skepv1.BalancedService{{
+			Id: "there", Name: "there", Virtual: true, MeshSource: skepv1.MeshSource_MESH_SOURCE_KEEP, Ports: []*skepv1.MeshPort{{Protocol: 6, Target: 80, Published: 8080}},
+		}},
+		Endpoints: []*skepv1.OverlayEndpoint{nodes[1].endpoint("ingress", "t", "there", "10.0.0.4/24")},
+	}
+	for i, n := range nodes {
+		leg := n.endpoint("ingress", n.id, "", fmt.Sprintf("10.0.0.%d/24", 200+i))
+		leg.Name = ""
+		u.Endpoints = append(u.Endpoints, leg)
+	}
+	for i, n := range nodes {
+		u.Node = &skepv1.LocalNode{Id: n.id, DataAddr: n.addr.String(), IngressAddr: fmt.Sprintf("10.0.0.%d/24", 200+i)}
+		u.Peers = nil
+		if in.GetEncrypted() {
+			u.Peers = append(u.Peers, nodes[1-i].peer("ingress"))
+		}
+		if err := n.Apply(ctx, u); err != nil {
+			return "", err
+		}
+	}
+	ns, err := nodes[1].attach(ctx, "t", "ingress", "10.0.0.4/24")
+	if err != nil {
+		return "", err
+	}
+	l.open = append(l.open, ns)
+	return netip.AddrPortFrom(nodes[0].addr, 8080).String(), serveFigures(ctx, ns)
+}
+
+// peer is what the other node of an encrypted network is told of this one.
+func (n *netNode) peer(network string) *skepv1.NetworkPeer {
+	shared := make([]byte, 32)
+	shared[0] = 1
+	return &skepv1.NetworkPeer{
+		Key: &skepv1.PeerKey{NetworkId: network, NodeId: n.id}, Addr: n.addr.String(), PublicKey: publicKey(n.Labels()), PresharedKey: shared,
+	}
 }
 
 // publicKey reads a node's key from its labels.

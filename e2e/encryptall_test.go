@@ -150,8 +150,8 @@ func TestEncryptAll(t *testing.T) {
 		}
 		return ""
 	})
-	if clear, all := c.count("clear"); clear != 0 {
-		t.Errorf("%d of %d packets go from node to node in clear", clear, all)
+	if bare, all := c.count("clear"); bare != 0 {
+		t.Errorf("%d of %d packets go from node to node in clear", bare, all)
 	}
 	o.wantSeen(t, s, 8081)
 	if out, err := try(t, time.Minute, skepBinary(t), "-H", "unix://"+s.node(t, m).Socket, "net", "check"); err != nil {
