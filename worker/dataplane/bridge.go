@@ -312,18 +312,10 @@ func (b *bridge) allocate(wanted []netip.Addr) (netip.Addr, error) {
 		}
 		return a, nil
 	}
-	at := b.Last
-	if !b.Subnet.Contains(at) {
-		at = b.Subnet.Addr()
-	}
-	for range 1 << (32 - b.Subnet.Bits()) {
-		if at = at.Next(); !b.Subnet.Contains(at) {
-			at = b.Subnet.Addr()
-		}
-		if !used[at] {
-			b.Last = at
-			return at, nil
-		}
+	at, ok := nextFree(b.Subnet, b.Last, used)
+	if ok {
+		b.Last = at
+		return at, nil
 	}
 	return at, model.Errorf(model.Exhausted, "no address is free in network %s (%s): make one with a larger --subnet", b.Name, b.Subnet)
 }

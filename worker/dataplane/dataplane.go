@@ -490,23 +490,33 @@ func mergePorts(had, want []runtime.PortBinding) []runtime.PortBinding {
 // allocate returns a free address. Callers hold mu.
 func (d *Dataplane) allocate() (netip.Addr, error) {
 	prefix := d.state.Address.Masked()
-	used := map[netip.Addr]bool{d.state.Address.Addr(): true, prefix.Addr(): true, broadcast(prefix): true, d.state.Mesh: true}
+	used := map[netip.Addr]bool{d.state.Address.Addr(): true, d.state.Mesh: true}
 	for _, l := range d.state.Leases {
 		used[l.Addr] = true
 	}
-	at := d.state.Last
-	if !at.IsValid() || !prefix.Contains(at) {
-		at = prefix.Addr()
+	at, ok := nextFree(prefix, d.state.Last, used)
+	if !ok {
+		return at, model.Errorf(model.Exhausted, "no address is free in the local network %s; give the daemon a larger one with --bip", prefix)
 	}
-	for range 1 << (32 - prefix.Bits()) {
-		if at = at.Next(); !prefix.Contains(at) {
-			at = prefix.Addr()
+	return at, nil
+}
+
+// nextFree returns the first address of an IPv4 network after last that is not used, so that a
+// freed one rests for as long as possible. Its own and the broadcast address never are.
+func nextFree(p netip.Prefix, last netip.Addr, used map[netip.Addr]bool) (netip.Addr, bool) {
+	at := last
+	if !p.Contains(at) {
+		at = p.Addr()
+	}
+	for range 1 << (32 - p.Bits()) {
+		if at = at.Next(); !p.Contains(at) {
+			at = p.Addr()
 		}
-		if !used[at] {
-			return at, nil
+		if !used[at] && at != p.Addr() && at != broadcast(p) {
+			return at, true
 		}
 	}
-	return netip.Addr{}, model.Errorf(model.Exhausted, "no address is free in the local network %s; give the daemon a larger one with --bip", prefix)
+	return netip.Addr{}, false
 }
 
 func broadcast(p netip.Prefix) netip.Addr {
@@ -557,7 +567,7 @@ func (d *Dataplane) leave(id string, l lease) error {
 	moved := d.setLocals(id, l, false)
 	x := &drift{repair: true}
 	for _, o := range l.Overlays {
-		if n, c := d.want.Network(o.NetworkID), d.crypts[o.NetworkID]; n != nil && c != nil {
+		if n, c := d.want.Network(o.NetworkID), d.crypts[o.NetworkID]; n != nil && c != nil && c.routed {
 			errs = append(errs, d.ensureCrypt(n, x), d.ensureRoutes(o.NetworkID, x))
 		}
 	}
