@@ -54,6 +54,7 @@ type crypt struct {
 	id, name string
 	tunnel   tunnel
 	wg       netlink.Link                     // its link when last looked at, nil without one
+	blocked  error                            // why the node takes no part in the ingress network; nil if it does
 	peers    map[wireguard.Key]netip.AddrPort // where the managers say they are
 	unwatch  func()                           // nil while the device's end is not watched for
 }
@@ -166,6 +167,8 @@ func (d *Dataplane) refuseCrypt(n *skepv1.OverlayNetwork) error {
 		return nil
 	case how != model.WireGuard || n.GetEncryptionPort() == 0:
 		return model.Errorf(model.Unimplemented, "network %s is encrypted by %q, which this node does not know", n.GetName(), how)
+	case inTunnel(n) && !kernelHasIPv6():
+		return model.Errorf(model.Unimplemented, "network %s is encrypted by %s, for which this node's kernel lacks IPv6", n.GetName(), how)
 	case !can:
 		return model.Errorf(model.Unimplemented, "network %s is encrypted by %s, which this node cannot do", n.GetName(), how)
 	}
@@ -385,7 +388,7 @@ func (d *Dataplane) ensureDevice(c *crypt, n *skepv1.OverlayNetwork, all bool, x
 		changes = additions(changes)
 	}
 	if changes.Empty() {
-		c.peers = at
+		c.peers, c.blocked = at, nil
 		return nil
 	}
 	if !x.add(kindForward, "network %s: its WireGuard device differs: %d nodes to remove, %d to change", c.name, len(changes.Remove), len(changes.Peers)) {
@@ -393,12 +396,16 @@ func (d *Dataplane) ensureDevice(c *crypt, n *skepv1.OverlayNetwork, all bool, x
 	}
 	switch err := c.tunnel.Write(changes); {
 	case errors.Is(err, unix.EADDRINUSE):
-		return model.Errorf(model.Conflict, "network %s: UDP port %d is in use on this node: free it, or create the network with another --opt %s",
+		err = model.Errorf(model.Conflict, "network %s: UDP port %d is in use on this node: free it, or create the network with another --opt %s",
 			c.name, want.Port, model.EncryptionPortOption)
+		if inTunnel(n) { // every node is in it, and nobody shall wait for this one
+			c.blocked, err = err, nil
+		}
+		return err
 	case err != nil:
 		return fmt.Errorf("network %s: %w", c.name, err)
 	}
-	c.peers = at
+	c.peers, c.blocked = at, nil
 	return nil
 }
 

@@ -448,7 +448,7 @@ func (d *Dataplane) ensureMesh(x *drift) error {
 	if in == nil || err != nil {
 		return d.removeMesh(x)
 	}
-	if refused := d.refuseCrypt(in); refused != nil {
+	if refused := d.refuseMesh(in); refused != nil {
 		d.sayNoMesh(refused, x)
 		return d.removeMesh(x)
 	}

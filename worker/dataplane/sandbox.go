@@ -85,10 +85,14 @@ func (d *Dataplane) addOverlays(id string, l lease) error {
 	for _, o := range l.Overlays {
 		n := d.want.Network(o.NetworkID)
 		if apart(n) {
-			if f := d.fabricOf(n); inTunnel(n) && f != nil && !slices.Contains(f.segments(n), segmentLinks{}) {
-				continue // the node itself is in the network
+			var err error
+			if f := d.fabricOf(n); !inTunnel(n) || f == nil || slices.Contains(f.segments(n), segmentLinks{}) {
+				err = d.ensureCrypt(n, x) // else the node itself is in the network
 			}
-			if err := d.ensureCrypt(n, x); err != nil {
+			if err == nil && inTunnel(n) {
+				err = d.refuseMesh(n)
+			}
+			if err != nil {
 				return err
 			}
 			continue

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -34,6 +35,23 @@ func inTunnel(n *skepv1.OverlayNetwork) bool {
 	return n.GetIngress() && n.GetEncrypted() && n.GetEncryption() == model.WireGuard
 }
 
+// kernelHasIPv6 is false where it was switched off when the kernel was started.
+func kernelHasIPv6() bool {
+	_, err := os.Stat("/proc/net/if_inet6")
+	return err == nil
+}
+
+// refuseMesh says why this node takes no part in an ingress network, nil if it does.
+func (d *Dataplane) refuseMesh(in *skepv1.OverlayNetwork) error {
+	if err := d.refuseCrypt(in); err != nil {
+		return err
+	}
+	if c := d.crypts[in.GetId()]; c != nil {
+		return c.blocked
+	}
+	return nil
+}
+
 // tunnelMTU returns what WireGuard leaves where that much is left inside VXLAN. A link with
 // IPv6 cannot have less than 1280, and would let packets be filled up beyond what is left.
 func tunnelMTU(vxlan int) int {
@@ -55,8 +73,8 @@ func (d *Dataplane) ensureVTEP(c *crypt, n *skepv1.OverlayNetwork, x *drift) err
 	if err := c.ensureOwn(own, x); err != nil {
 		return err
 	}
-	// What arrives was authenticated as a whole: sums of its parts add nothing.
-	want := netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), SrcAddr: own.AsSlice(), Port: port, UDP6ZeroCSumTx: true, UDP6ZeroCSumRx: true}
+	// Checksums are not left out: without them userspace WireGuard hands packets on one by one.
+	want := netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), SrcAddr: own.AsSlice(), Port: port}
 	want.MTU = insideMTU(n, inside)
 	if x.whole {
 		if err := again(c.look); err != nil {

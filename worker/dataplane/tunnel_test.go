@@ -490,6 +490,52 @@ func TestEncryptedIngressWithoutEncryption(t *testing.T) {
 	}
 }
 
+// TestEncryptedIngressPortInUse: a node on which somebody else has the port takes no part in the
+// mesh until that one ends, says so, and is in nobody's way.
+func TestEncryptedIngressPortInUse(t *testing.T) {
+	l := newLab(t, 3)
+	if len(l.nodes[0].encryption) == 0 {
+		t.Skip("this kernel has neither WireGuard nor TUN")
+	}
+	outside := l.host("outside", netip.MustParseAddr("192.0.2.50"))
+	blocked := l.nodes[2]
+	var p net.PacketConn
+	if err := withinPath(blocked.path, func(netns.NsHandle) (err error) {
+		p, err = (&net.ListenConfig{}).ListenPacket(t.Context(), "udp4", fmt.Sprint(":", sealedPort))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	l.publish(sealedIngress()...)
+	for _, n := range l.nodes[:2] {
+		wantBoth(t, outside, "tcp4", n.addr.String()+":8080", "")
+	}
+	if c, err := dialIn(outside, "tcp4", "192.0.2.3:8080"); err == nil {
+		_ = c.Close()
+		t.Error("a node that hears nobody publishes a port")
+	}
+	found, err := blocked.Check(t.Context())
+	if !slices.ContainsFunc(found, func(text string) bool {
+		return strings.Contains(text, "UDP port 51822 is in use on this node: free it")
+	}) {
+		t.Errorf("its check says %q, %v", found, err)
+	}
+	l.tell(&skepv1.NetworkUpdate{Endpoints: []*skepv1.OverlayEndpoint{kept(blocked, "web.3", "10.0.0.5")}})
+	web3 := runtime.SandboxRequest{ContainerID: "web.3", Name: "web.3", Mode: "bridge", Overlays: []runtime.OverlayRequest{overlayOf(blocked, "ingress=10.0.0.5")}}
+	if _, err := blocked.Attach(t.Context(), web3); model.KindOf(err) != model.Conflict {
+		t.Errorf("a container with published ports there: %v", err)
+	}
+	l.tell(&skepv1.NetworkUpdate{RemovedEndpoints: []*skepv1.EndpointKey{{NetworkId: "ingress", TaskId: "web.3"}}})
+	_ = p.Close()
+	blocked.check(t.Context())
+	l.wantClean()
+	wantBoth(t, outside, "tcp4", "192.0.2.3:8080", "")
+	if _, err := blocked.Attach(t.Context(), web3); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTunnelMTU(t *testing.T) {
 	n := sealedIngress()[0]
 	for vxlan, want := range map[int]int{
