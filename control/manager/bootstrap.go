@@ -100,6 +100,8 @@ func (m *Manager) found(tx *store.Tx) error {
 	}
 	if model.EncryptsAll(m.boot.Spec) {
 		model.Encrypt(spec)
+		// What the first node can says nothing of those that will join; this all Skep nodes can.
+		spec.DriverConfig.Options[model.EncryptionOption] = model.WireGuard
 	}
 	return tx.Create(&api.Network{Id: m.newID(), Spec: spec})
 }

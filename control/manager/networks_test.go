@@ -173,7 +173,8 @@ func TestFoundersEncryptTheIngressNetwork(t *testing.T) {
 			t.Fatal(err)
 		}
 		v := state.View()
-		if n := v.Network(v.IDByName(model.Networks, "ingress")); n == nil || model.Encrypted(n) != want {
+		if n := v.Network(v.IDByName(model.Networks, "ingress")); n == nil || model.Encrypted(n) != want ||
+			(n.GetSpec().GetDriverConfig().GetOptions()[model.EncryptionOption] == model.WireGuard) != want {
 			t.Errorf("%s=%q: the ingress network is %v", model.EncryptLabel, value, n)
 		}
 	}
