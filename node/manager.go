@@ -123,6 +123,7 @@ func (r *managerRole) register(m *member) {
 	peers := ca.NewPeers(ca.PeersConfig{State: r.replica, Members: r.replica.Members, Asked: m.recordAsked, Log: r.log})
 	leader := manager.New(manager.Config{
 		State: r.replica, Membership: r.replica, NodeID: m.creds.NodeID(), Bootstrap: m.founding, Log: r.log, Registerer: registerer,
+		KeysTaken: dispatch.KeysTaken,
 	})
 	for _, s := range []*grpc.Server{r.server, r.local.Server} {
 		api.RegisterRaftServer(s, r.replica.RaftServer())

@@ -14,6 +14,7 @@ package skepv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -1666,11 +1667,67 @@ func (x *MeshPort) GetPublished() uint32 {
 	return 0
 }
 
+// KeyRotation is what the swarm keeps of the keys that encrypted networks depend on: the payload
+// of the one resource of kind skep.key-rotation.
+type KeyRotation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the newest key was made.
+	Rotated *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=rotated,proto3" json:"rotated,omitempty"`
+	// How many rotations are asked for and not done yet.
+	Wanted        uint32 `protobuf:"varint,2,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyRotation) Reset() {
+	*x = KeyRotation{}
+	mi := &file_skep_v1_network_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyRotation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyRotation) ProtoMessage() {}
+
+func (x *KeyRotation) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyRotation.ProtoReflect.Descriptor instead.
+func (*KeyRotation) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *KeyRotation) GetRotated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Rotated
+	}
+	return nil
+}
+
+func (x *KeyRotation) GetWanted() uint32 {
+	if x != nil {
+		return x.Wanted
+	}
+	return 0
+}
+
 var File_skep_v1_network_proto protoreflect.FileDescriptor
 
 const file_skep_v1_network_proto_rawDesc = "" +
 	"\n" +
-	"\x15skep/v1/network.proto\x12\askep.v1\x1a\x14skep/v1/access.proto\".\n" +
+	"\x15skep/v1/network.proto\x12\askep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14skep/v1/access.proto\".\n" +
 	"\x14CheckNetworksRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\"D\n" +
 	"\x15CheckNetworksResponse\x12+\n" +
@@ -1804,7 +1861,10 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\bMeshPort\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\rR\x06target\x12\x1c\n" +
-	"\tpublished\x18\x03 \x01(\rR\tpublished*[\n" +
+	"\tpublished\x18\x03 \x01(\rR\tpublished\"[\n" +
+	"\vKeyRotation\x124\n" +
+	"\arotated\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\arotated\x12\x16\n" +
+	"\x06wanted\x18\x02 \x01(\rR\x06wanted*[\n" +
 	"\n" +
 	"MeshSource\x12\x1b\n" +
 	"\x17MESH_SOURCE_UNSPECIFIED\x10\x00\x12\x14\n" +
@@ -1837,7 +1897,7 @@ func file_skep_v1_network_proto_rawDescGZIP() []byte {
 }
 
 var file_skep_v1_network_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_skep_v1_network_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_skep_v1_network_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_skep_v1_network_proto_goTypes = []any{
 	(MeshSource)(0),               // 0: skep.v1.MeshSource
 	(*CheckNetworksRequest)(nil),  // 1: skep.v1.CheckNetworksRequest
@@ -1862,6 +1922,8 @@ var file_skep_v1_network_proto_goTypes = []any{
 	(*BalancedService)(nil),       // 20: skep.v1.BalancedService
 	(*VirtualAddress)(nil),        // 21: skep.v1.VirtualAddress
 	(*MeshPort)(nil),              // 22: skep.v1.MeshPort
+	(*KeyRotation)(nil),           // 23: skep.v1.KeyRotation
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
 }
 var file_skep_v1_network_proto_depIdxs = []int32{
 	3,  // 0: skep.v1.CheckNetworksResponse.nodes:type_name -> skep.v1.NodeNetworks
@@ -1883,19 +1945,20 @@ var file_skep_v1_network_proto_depIdxs = []int32{
 	21, // 16: skep.v1.BalancedService.vips:type_name -> skep.v1.VirtualAddress
 	22, // 17: skep.v1.BalancedService.ports:type_name -> skep.v1.MeshPort
 	0,  // 18: skep.v1.BalancedService.mesh_source:type_name -> skep.v1.MeshSource
-	8,  // 19: skep.v1.Networks.Watch:input_type -> skep.v1.WatchNetworksRequest
-	9,  // 20: skep.v1.Networks.Programmed:input_type -> skep.v1.ProgrammedRequest
-	1,  // 21: skep.v1.Networks.Check:input_type -> skep.v1.CheckNetworksRequest
-	6,  // 22: skep.v1.Networks.Checked:input_type -> skep.v1.CheckedRequest
-	11, // 23: skep.v1.Networks.Watch:output_type -> skep.v1.NetworkUpdate
-	10, // 24: skep.v1.Networks.Programmed:output_type -> skep.v1.ProgrammedResponse
-	2,  // 25: skep.v1.Networks.Check:output_type -> skep.v1.CheckNetworksResponse
-	7,  // 26: skep.v1.Networks.Checked:output_type -> skep.v1.CheckedResponse
-	23, // [23:27] is the sub-list for method output_type
-	19, // [19:23] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	24, // 19: skep.v1.KeyRotation.rotated:type_name -> google.protobuf.Timestamp
+	8,  // 20: skep.v1.Networks.Watch:input_type -> skep.v1.WatchNetworksRequest
+	9,  // 21: skep.v1.Networks.Programmed:input_type -> skep.v1.ProgrammedRequest
+	1,  // 22: skep.v1.Networks.Check:input_type -> skep.v1.CheckNetworksRequest
+	6,  // 23: skep.v1.Networks.Checked:input_type -> skep.v1.CheckedRequest
+	11, // 24: skep.v1.Networks.Watch:output_type -> skep.v1.NetworkUpdate
+	10, // 25: skep.v1.Networks.Programmed:output_type -> skep.v1.ProgrammedResponse
+	2,  // 26: skep.v1.Networks.Check:output_type -> skep.v1.CheckNetworksResponse
+	7,  // 27: skep.v1.Networks.Checked:output_type -> skep.v1.CheckedResponse
+	24, // [24:28] is the sub-list for method output_type
+	20, // [20:24] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_skep_v1_network_proto_init() }
@@ -1910,7 +1973,7 @@ func file_skep_v1_network_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skep_v1_network_proto_rawDesc), len(file_skep_v1_network_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

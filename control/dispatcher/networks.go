@@ -30,6 +30,8 @@ type networks struct {
 	watchers map[string]*watcher
 	leaving  map[string]*leaving // by task
 	checks   map[string]*check   // by id
+	uptake   uptake
+	changed  chan struct{} // closed when uptake or version changed; nil while nobody waits
 }
 
 // watcher is one open stream. What waits for it is bounded by the records of its networks.
@@ -92,6 +94,10 @@ func (n *networks) begin(cursor *replica.Cursor) {
 		w.signal()
 	}
 	n.table, n.version = netmap.New(s), s.Index()
+	// What nodes have programmed, a former leader knew.
+	n.uptake = uptake{}
+	n.keysChanged(n.table.Rekey())
+	n.wakeTaken()
 	n.watchers, n.leaving, n.checks = map[string]*watcher{}, map[string]*leaving{}, map[string]*check{}
 }
 
@@ -106,8 +112,16 @@ func (n *networks) apply(events []model.Event, version uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.version = version
+	defer n.wakeTaken()
 	for _, e := range events {
-		for _, notice := range n.table.Apply(e) {
+		notices := n.table.Apply(e)
+		switch e.Table { //nolint:exhaustive // the others have no keys
+		case model.Clusters:
+			n.keysChanged(notices)
+		case model.Nodes:
+			n.nodeChanged(e.ID())
+		}
+		for _, notice := range notices {
 			if w := n.watchers[notice.NodeID]; w != nil && w.keys != nil {
 				if len(w.keys) == 0 {
 					w.dirty = time.Now()
@@ -252,6 +266,9 @@ func (n *networks) close(w *watcher) {
 
 // acked notes what a node has programmed. Callers hold mu.
 func (n *networks) acked(nodeID string, version uint64) {
+	if n.watchers[nodeID] != nil {
+		n.keysProgrammed(nodeID, version)
+	}
 	for id, l := range n.leaving {
 		if l.waiting[nodeID] && version >= l.version {
 			delete(l.waiting, nodeID)

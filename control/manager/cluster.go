@@ -4,37 +4,90 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
+	"github.com/skep-dev/skep/control/replica"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
 )
 
-const (
-	keyRotation = 12 * time.Hour
-	// blacklistGrace is how long an entry outlives the certificate that it is about.
-	blacklistGrace = 7 * 24 * time.Hour
-)
+// blacklistGrace is how long an entry outlives the certificate that it is about.
+const blacklistGrace = 7 * 24 * time.Hour
 
-// runCluster rotates the network keys and purges the blacklist.
+// runCluster rotates the network keys and purges the blacklist. There is a cluster by now.
 func (m *Manager) runCluster(ctx context.Context) error {
-	ticker := time.NewTicker(keyRotation)
-	defer ticker.Stop()
+	cursor := m.state.Follow()
+	if _, err := m.state.Update(ctx, m.startRotation); err != nil {
+		return fmt.Errorf("note rotation of network keys: %w", err)
+	}
 	for {
 		if err := m.purgeBlacklist(ctx); err != nil {
 			return fmt.Errorf("purge blacklist: %w", err)
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-ticker.C:
+		if err := m.awaitRotation(ctx, cursor); err != nil {
+			return err
 		}
 		if _, err := m.state.Update(ctx, m.rotateKeys); err != nil {
 			return fmt.Errorf("rotate network keys: %w", err)
 		}
 		m.log.LogAttrs(ctx, slog.LevelInfo, "network keys rotated")
 	}
+}
+
+// awaitRotation returns when keys are to be rotated: when that is due, or asked for, and the
+// nodes have taken up the last rotation, if they do so soon.
+func (m *Manager) awaitRotation(ctx context.Context, cursor *replica.Cursor) error {
+	for {
+		s := m.state.View()
+		due, settled := pki.RotationDue(pki.Rotation(s))
+		if wait := time.Until(due); wait > 0 {
+			if err := nextOrWhen(ctx, cursor, wait); err != nil {
+				return err
+			}
+			continue
+		}
+		if m.taken == nil || time.Until(settled) <= 0 {
+			return nil
+		}
+		bounded, cancel := context.WithDeadline(ctx, settled)
+		err := m.taken(bounded, s.Index())
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			m.log.LogAttrs(ctx, slog.LevelWarn, "network keys are rotated although some nodes have not taken up the last rotation")
+		}
+		return nil
+	}
+}
+
+// nextOrWhen waits for a change of the keys' rotation, at most for a while.
+func nextOrWhen(ctx context.Context, cursor *replica.Cursor, wait time.Duration) error {
+	bounded, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	for {
+		events, reset, err := cursor.Next(bounded)
+		if bounded.Err() != nil {
+			return ctx.Err() // nil when it is time
+		}
+		if err != nil {
+			return fmt.Errorf("follow rotation of network keys: %w", err)
+		}
+		if reset || slices.ContainsFunc(events, func(e model.Event) bool { return e.Table == model.Resources }) {
+			return nil
+		}
+	}
+}
+
+// startRotation notes when the time of the newest keys began, unless that is known.
+func (m *Manager) startRotation(tx *store.Tx) error {
+	if tx.Snapshot().Cluster() == nil || pki.Rotation(tx.Snapshot()).GetRotated() != nil {
+		return nil
+	}
+	return pki.StartRotation(tx, m.random, tx.Now())
 }
 
 // ensureKeys makes the first network keys.
@@ -60,6 +113,9 @@ func (m *Manager) rotateKeys(tx *store.Tx) error {
 		return nil
 	}
 	if err := pki.RotateNetworkKeys(c, m.random, pki.GossipKeys, pki.OverlayKeys); err != nil {
+		return err
+	}
+	if err := pki.Rotated(tx, m.random, tx.Now()); err != nil {
 		return err
 	}
 	return tx.Update(c)

@@ -53,6 +53,9 @@ type Config struct {
 	Registerer prometheus.Registerer
 	// Random is read for ids and keys; nil means crypto/rand.
 	Random io.Reader
+	// KeysTaken returns when the nodes that are there have programmed all network keys of a
+	// version of the state, or with the error of ctx. Nil means that nobody waits for them.
+	KeysTaken func(ctx context.Context, version uint64) error
 }
 
 // Manager runs terms of leadership, one at a time.
@@ -64,6 +67,7 @@ type Manager struct {
 	log     *slog.Logger
 	metrics *metrics
 	random  io.Reader
+	taken   func(ctx context.Context, version uint64) error // may be nil
 }
 
 // New returns a Manager and registers its metrics.
@@ -76,7 +80,7 @@ func New(c Config) *Manager {
 	}
 	return &Manager{
 		state: c.State, members: c.Membership, self: c.NodeID, boot: c.Bootstrap,
-		log: c.Log, metrics: newMetrics(c.Registerer, c.State), random: c.Random,
+		log: c.Log, metrics: newMetrics(c.Registerer, c.State), random: c.Random, taken: c.KeysTaken,
 	}
 }
 

@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/control/replica"
 	"github.com/skep-dev/skep/core/model"
+	"github.com/skep-dev/skep/core/pki"
 	"github.com/skep-dev/skep/core/store"
 )
 
@@ -30,6 +32,8 @@ type swarm struct {
 	// fate says how a task ends: the state it goes to once it would be running, after a
 	// while; RUNNING means that it runs until it is told to stop.
 	fate func(*api.Task) (api.TaskState, time.Duration)
+	// taken waits for nodes to take up keys; nil waits for nobody.
+	taken func(context.Context, uint64) error
 	// deaf nodes do nothing.
 	deaf map[string]bool
 }
@@ -76,7 +80,7 @@ func (s *swarm) lead() {
 	if s.stop != nil {
 		s.stop()
 	}
-	m := New(Config{State: s.state, NodeID: "node00", Bootstrap: &Bootstrap{ClusterID: "cluster", RootCA: &api.RootCA{}}})
+	m := New(Config{State: s.state, NodeID: "node00", KeysTaken: s.taken, Bootstrap: &Bootstrap{ClusterID: "cluster", RootCA: &api.RootCA{}}})
 	ctx, cancel := context.WithCancel(s.ctx)
 	done := make(chan error, 1)
 	go func() { done <- m.RunTerm(ctx) }()
@@ -527,6 +531,58 @@ func TestUnplaceableSaysWhyAndIsPlacedLater(t *testing.T) {
 		// And thrown out again, with nowhere to go.
 		s.editNode(nodeID(1), func(n *api.Node) { delete(n.Spec.Annotations.Labels, "disk") })
 		s.want(0, "a")
+	})
+}
+
+// TestKeysRotateByTheirAge: whoever leads, however often that changes.
+func TestKeysRotateByTheirAge(t *testing.T) {
+	run(t, 0, func(s *swarm) {
+		clock := s.state.View().Cluster().GetEncryptionKeyLamportClock()
+		for range 13 {
+			time.Sleep(time.Hour)
+			s.lead()
+		}
+		if now := s.state.View().Cluster().GetEncryptionKeyLamportClock(); now != clock+2 {
+			t.Errorf("clock %d after 13 hours of changing leaders, was %d", now, clock)
+		}
+	})
+}
+
+// TestRotationsWait: one rotation waits until nodes have taken up the one before, but not for
+// ever, and what is asked for meanwhile is met by the same ones.
+func TestRotationsWait(t *testing.T) {
+	run(t, 0, func(s *swarm) {
+		release := make(chan struct{})
+		s.taken = func(ctx context.Context, version uint64) error {
+			select {
+			case <-release:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		s.lead()
+		time.Sleep(time.Hour)
+		clock := s.state.View().Cluster().GetEncryptionKeyLamportClock()
+		want := func(what string, rotations uint64) {
+			t.Helper()
+			synctest.Wait()
+			if now := s.state.View().Cluster().GetEncryptionKeyLamportClock(); now != clock+2*rotations {
+				t.Errorf("%s: the keys' clock went on by %d, want %d", what, now-clock, 2*rotations)
+			}
+		}
+		ask := func() { s.update(func(tx *store.Tx) error { return pki.AskRotation(tx, rand.Reader, pki.RotateAll) }) }
+		ask()
+		want("asked", 1)
+		ask()
+		want("asked again", 1)
+		close(release)
+		want("nodes are there", 3)
+		release = make(chan struct{})
+		s.update(func(tx *store.Tx) error { return pki.AskRotation(tx, rand.Reader, pki.RotateOne) })
+		want("asked while nodes are busy", 3)
+		time.Sleep(3 * time.Minute)
+		want("nodes do not come", 4)
 	})
 }
 

@@ -97,7 +97,7 @@ func (o *Ops) UpdateCluster(ctx context.Context, req *api.UpdateClusterRequest) 
 			return err
 		}
 		if rotateLabel(old) != rotateLabel(updated) {
-			if err := pki.RotateNetworkKeys(updated, o.random, pki.OverlayKeys); err != nil {
+			if err := pki.AskRotation(tx, o.random, pki.RotateAll); err != nil {
 				return err
 			}
 		}

@@ -1,7 +1,6 @@
 package ops_test
 
 import (
-	"bytes"
 	"crypto/rand"
 	"testing"
 
@@ -12,6 +11,7 @@ import (
 	"github.com/skep-dev/skep/control/replica"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/pki"
+	"github.com/skep-dev/skep/core/store"
 )
 
 // setLabel changes a label of the swarm's spec.
@@ -56,32 +56,42 @@ func TestKeysOfEncryptedNetworksRotate(t *testing.T) {
 	if err := pki.FirstNetworkKeys(cluster, new(zeros)); err != nil {
 		t.Fatal(err)
 	}
-	o, state := newOps(t, nil, cluster, aNode("1", api.NodeRole_WORKER, api.NodeStatus_DOWN))
-	overlay := pki.NewestNetworkKey(cluster, pki.OverlayKeys)
-	gossip := pki.NewestNetworkKey(cluster, pki.GossipKeys)
-	want := func(what string, rotated bool) {
+	o, state := newOps(t, nil, cluster, aNode("1", api.NodeRole_WORKER, api.NodeStatus_DOWN), aNode("2", api.NodeRole_WORKER, api.NodeStatus_DOWN))
+	want := func(what string, rotations uint32) {
 		t.Helper()
-		c := state.View().Cluster()
-		now := pki.NewestNetworkKey(c, pki.OverlayKeys)
-		if bytes.Equal(now, overlay) == rotated {
-			t.Errorf("%s: the key was %x and is %x", what, overlay, now)
+		if got := pki.Rotation(state.View()).GetWanted(); got != rotations {
+			t.Errorf("%s: the leader is to rotate %d times, want %d", what, got, rotations)
 		}
-		if !bytes.Equal(pki.NewestNetworkKey(c, pki.GossipKeys), gossip) {
-			t.Errorf("%s: the gossip's keys changed", what)
-		}
-		overlay = now
 	}
-	for _, step := range []struct {
-		value   string
-		rotated bool
-	}{{"1", true}, {"1", false}, {"2", true}} {
-		if err := setLabel(t, o, state, model.RotateLabel, step.value); err != nil {
+	remove := func(id string) {
+		t.Helper()
+		if _, err := o.RemoveNode(t.Context(), &api.RemoveNodeRequest{NodeId: id}); err != nil {
 			t.Fatal(err)
 		}
-		want("label "+step.value, step.rotated)
 	}
-	if _, err := o.RemoveNode(t.Context(), &api.RemoveNodeRequest{NodeId: "1"}); err != nil {
-		t.Fatal(err)
+	label := func(value string) {
+		t.Helper()
+		if err := setLabel(t, o, state, model.RotateLabel, value); err != nil {
+			t.Fatal(err)
+		}
 	}
-	want("a node is removed", true)
+	rotate := func() {
+		t.Helper()
+		if _, err := state.Update(t.Context(), func(tx *store.Tx) error { return pki.Rotated(tx, new(zeros), tx.Now()) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("at first", 0)
+	remove("1")
+	want("a node is removed", 1)
+	label("1")
+	want("people ask", 2)
+	remove("2")
+	label("2")
+	want("much is asked at once", 2)
+	rotate()
+	label("2")
+	want("nothing new is asked", 1)
+	rotate()
+	want("all is done", 0)
 }

@@ -190,7 +190,7 @@ func (o *Ops) blacklist(tx *store.Tx, n *api.Node) error {
 	}
 	c.BlacklistedCertificates[n.GetId()] = pki.Blacklisted(n)
 	if len(c.GetNetworkBootstrapKeys()) > 0 {
-		if err := pki.RotateNetworkKeys(c, o.random, pki.OverlayKeys); err != nil {
+		if err := pki.AskRotation(tx, o.random, pki.RotateOne); err != nil {
 			return err
 		}
 	}

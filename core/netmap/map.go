@@ -145,13 +145,26 @@ func (m *Map) putCluster(c *api.Cluster) []Notice {
 	keys := pki.NetworkKeys(c, pki.OverlayKeys)
 	if !slices.EqualFunc(keys, m.keys, func(a, b *api.EncryptionKey) bool { return proto.Equal(a, b) }) {
 		m.keys = keys
-		for id, n := range m.networks {
-			if n.record.GetEncrypted() {
-				out = append(out, m.toMembers(id, Key{Kind: Peer, Network: id})...)
-			}
+		out = append(out, m.Rekey()...)
+	}
+	return out
+}
+
+// Rekey says who must hear when all keys change.
+func (m *Map) Rekey() []Notice {
+	var out []Notice
+	for id, n := range m.networks {
+		if n.record.GetEncrypted() {
+			out = append(out, m.toMembers(id, Key{Kind: Peer, Network: id})...)
 		}
 	}
 	return out
+}
+
+// Encrypts reports whether a node is there, not lost, and encrypts.
+func (m *Map) Encrypts(nodeID string) bool {
+	n := m.nodes[nodeID]
+	return n != nil && n.alive() && n.stored.GetDescription().GetEngine().GetLabels()[model.EncryptionLabel] != ""
 }
 
 // at returns a network, made if it is unknown.
