@@ -20,7 +20,7 @@ import (
 const guestTimeout = 5 * time.Minute
 
 // TestGuestKernel runs the data plane's tests of encryption in a virtual machine whose kernel
-// has WireGuard, as users' machines do and the machines of the tests may not.
+// has WireGuard and ESP, as users' machines do and the machines of the tests may not.
 func TestGuestKernel(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a virtual machine")
@@ -60,7 +60,7 @@ func TestGuestKernel(t *testing.T) {
 	for _, line := range regexp.MustCompile(`(?m)^(guest: kernel|--- |    crypt_test).*`).FindAllString(out, -1) {
 		t.Log(line)
 	}
-	if strings.Contains(out, "--- SKIP") || !strings.Contains(out, "by the kernel's WireGuard") {
+	if strings.Contains(out, "--- SKIP") || !strings.Contains(out, "by the kernel's WireGuard") || !strings.Contains(out, "by the kernel's ESP") {
 		t.Errorf("not what was to be tested:\n%s", out)
 	}
 }

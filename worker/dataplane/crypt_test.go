@@ -189,9 +189,11 @@ func encryptedAcrossNodes(t *testing.T, how string) {
 
 // TestEncryptedCarriesFullPackets: what fills packets to the last byte gets through, and
 // all of a large transfer.
-func TestEncryptedCarriesFullPackets(t *testing.T) {
-	how := model.WireGuard
+func TestEncryptedCarriesFullPackets(t *testing.T) { eachWay(t, encryptedCarriesFullPackets) }
+
+func encryptedCarriesFullPackets(t *testing.T, how string) {
 	l, in := sealedLab(t, how)
+	tap := l.tap(how)
 	wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2")
 	const size = 4 << 20
 	for _, way := range [][3]string{{"a1", "a2", "10.0.8.3:83"}, {"a2", "a1", "10.0.8.2:83"}} {
@@ -234,7 +236,8 @@ func TestEncryptedCarriesFullPackets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	for _, length := range []int{1397, 1411, 1412} { // with headers of 28 bytes, in an MTU of 1440
+	full := insideMTU(sealed(how)[0], 1450) - 28 // the headers of a datagram
+	for _, length := range []int{full - 15, full - 1, full} {
 		if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
@@ -244,6 +247,10 @@ func TestEncryptedCarriesFullPackets(t *testing.T) {
 		if _, err := c.Read(make([]byte, 64)); err != nil {
 			t.Errorf("a datagram of %d bytes: %v", length, err)
 		}
+	}
+	// WireGuard may hand over several packets at once.
+	if largest := tap.end(); largest < 1480 || how == model.ESP && largest > 1500 {
+		t.Errorf("the largest packet between nodes has %d bytes", largest)
 	}
 	l.wantClean()
 }
@@ -278,8 +285,7 @@ func wantV6(t *testing.T, from, to, addr string) {
 
 // TestEncryptedTakesOnlyItsOwn: what a container sends under another's address goes nowhere.
 func TestEncryptedTakesOnlyItsOwn(t *testing.T) {
-	how := model.WireGuard
-	l, in := sealedLab(t, how)
+	l, in := sealedLab(t, model.WireGuard)
 	var p net.PacketConn
 	if err := withinPath(in["a2"], func(netns.NsHandle) (err error) {
 		p, err = (&net.ListenConfig{}).ListenPacket(t.Context(), "udp4", ":82")
@@ -327,50 +333,88 @@ func TestEncryptedTakesOnlyItsOwn(t *testing.T) {
 	l.wantClean()
 }
 
-func TestEncryptedKeysRotate(t *testing.T) {
-	how := model.WireGuard
-	l, in := sealedLab(t, how)
-	c, err := dialIn(in["a1"], "udp4", "10.0.8.3:80")
+// load asks an echo again and again, one datagram after the other.
+type load struct {
+	stop   chan struct{}
+	result chan error
+	more   chan struct{}
+	count  atomic.Int64
+}
+
+// newLoad begins to load the echo of a given name, from a namespace.
+func newLoad(t *testing.T, path, to, name string) *load {
+	t.Helper()
+	c, err := dialIn(path, "udp4", to)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2") // with a session
-	rotate(t, l, c, "a2", sealed(how)...)
-}
-
-// rotate changes the keys of some networks ten times while an echo is asked over c, and wants
-// every answer.
-func rotate(t *testing.T, l *lab, c net.Conn, who string, networks ...*skepv1.OverlayNetwork) {
-	t.Helper()
-	stop, result, more := make(chan struct{}), make(chan error, 1), make(chan struct{}, 1)
-	var count atomic.Int64
+	l := &load{stop: make(chan struct{}), result: make(chan error, 1), more: make(chan struct{}, 1)}
 	go func() {
+		defer c.Close()
 		for {
-			if name, _, err := whoOver(c); err != nil || name != who {
-				result <- fmt.Errorf("datagram %d: %q, %w", count.Load(), name, err)
+			if got, _, err := whoOver(c); err != nil || got != name {
+				l.result <- fmt.Errorf("datagram %d: %q, %w", l.count.Load(), got, err)
 				return
 			}
-			count.Add(1)
+			l.count.Add(1)
 			select {
-			case <-stop:
-				result <- nil
+			case <-l.stop:
+				l.result <- nil
 				return
-			case more <- struct{}{}:
+			case l.more <- struct{}{}:
 			default: // nobody waits
 			}
 		}
 	}()
-	for generation := byte(2); generation < 12; generation++ {
-		for enough := count.Load() + 20; count.Load() < enough; {
-			select {
-			case <-more:
-			case err := <-result:
-				t.Fatal(err)
-			}
+	return l
+}
+
+// wait returns when n more datagrams have been answered.
+func (l *load) wait(t *testing.T, n int64) {
+	t.Helper()
+	for enough := l.count.Load() + n; l.count.Load() < enough; {
+		select {
+		case <-l.more:
+		case err := <-l.result:
+			t.Fatal(err)
+		}
+	}
+}
+
+// end stops the load, and fails if any datagram had no answer.
+func (l *load) end(t *testing.T) int64 {
+	t.Helper()
+	close(l.stop)
+	if err := <-l.result; err != nil {
+		t.Error(err)
+	}
+	return l.count.Load()
+}
+
+func TestEncryptedKeysRotate(t *testing.T) { eachWay(t, encryptedKeysRotate) }
+
+func encryptedKeysRotate(t *testing.T, how string) {
+	l, in := sealedLab(t, how)
+	wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2") // with a session
+	tap := l.tap(how)
+	rotate(t, l, sealed(how), newLoad(t, in["a1"], "10.0.8.3:80", "a2"), newLoad(t, in["a2"], "10.0.8.2:80", "a1"))
+	tap.end()
+	l.wantClean()
+}
+
+// rotate changes the keys of some networks ten times under loads, which it ends.
+func rotate(t *testing.T, l *lab, networks []*skepv1.OverlayNetwork, loads ...*load) {
+	t.Helper()
+	for generation := byte(4); generation < 14; generation++ {
+		for _, one := range loads {
+			one.wait(t, 20)
 		}
 		l.tellPeers(generation, networks...)
 		for _, n := range l.nodes {
+			if netplan.ByESP(networks[0]) {
+				n.wantGeneration(t, generation)
+				continue
+			}
 			have, err := n.crypts[networks[0].GetId()].tunnel.Read()
 			if err != nil {
 				t.Fatal(err)
@@ -382,17 +426,15 @@ func rotate(t *testing.T, l *lab, c net.Conn, who string, networks ...*skepv1.Ov
 			}
 		}
 	}
-	close(stop)
-	if err := <-result; err != nil {
-		t.Error(err)
+	count := int64(0)
+	for _, one := range loads {
+		count += one.end(t)
 	}
-	t.Logf("%d datagrams there and back under ten rotations", count.Load())
-	l.wantClean()
+	t.Logf("%d datagrams there and back under ten rotations", count)
 }
 
 func TestEncryptedIsMended(t *testing.T) {
-	how := model.WireGuard
-	l, in := sealedLab(t, how)
+	l, in := sealedLab(t, model.WireGuard)
 	n := l.nodes[0]
 	spoil := map[string]func(*crypt) error{
 		"route": func(c *crypt) error {
@@ -442,29 +484,40 @@ func wantWhoSoon(t *testing.T, path, to, name, seen string) {
 }
 
 // TestEncryptedOutlivesTheDaemon: traffic goes on without it, and the next one takes over.
-func TestEncryptedOutlivesTheDaemon(t *testing.T) {
-	how := model.WireGuard
+func TestEncryptedOutlivesTheDaemon(t *testing.T) { eachWay(t, encryptedOutlivesTheDaemon) }
+
+func encryptedOutlivesTheDaemon(t *testing.T, how string) {
 	l, in := sealedLab(t, how)
 	n := l.nodes[0]
-	wantWho(t, in["a1"], "udp4", "10.0.8.3:80", "a2", "10.0.8.2")
-	key := n.private
+	wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2")
+	there := newLoad(t, in["a1"], "10.0.8.3:80", "a2")
+	key, epoch := n.private, n.esp.memory.Epoch
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
 	}
-	wantWho(t, in["a1"], "udp4", "10.0.8.3:80", "a2", "10.0.8.2")
+	there.wait(t, 20)
 	wantWho(t, in["a2"], "tcp4", "10.0.8.2:80", "a1", "10.0.8.3")
 	l.start(n)
-	if n.private != key {
-		t.Error("the node has another key now")
+	if how == model.WireGuard && n.private != key || n.esp.memory.Epoch != epoch {
+		t.Error("the node has another key or epoch now")
 	}
-	l.wantClean() // without any manager, which alone knows the preshared keys
+	there.wait(t, 20)
+	l.wantClean() // without any manager, which alone knows the keys
+	n.check(t.Context())
+	there.wait(t, 20)
+	l.tellPeers(3, sealed(how)...)
+	there.wait(t, 20)
+	there.end(t)
+	l.wantClean()
 	wantWho(t, in["a2"], "udp4", "10.0.8.2:80", "a1", "10.0.8.3")
+	if how == model.ESP {
+		return
+	}
 
 	p, userspace := n.crypts["sealed"].tunnel.(*wireguard.Process)
 	if !userspace {
 		return // the kernel's device does not end
 	}
-	l.tellPeers(1, sealed(how)...)
 	if err := p.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -475,8 +528,7 @@ func TestEncryptedOutlivesTheDaemon(t *testing.T) {
 }
 
 func TestEncryptedEndpointsComeAndGo(t *testing.T) {
-	how := model.WireGuard
-	l, in := sealedLab(t, how)
+	l, in := sealedLab(t, model.WireGuard)
 	allowed := func() []string {
 		have, err := l.nodes[0].crypts["sealed"].tunnel.Read()
 		if err != nil {

@@ -321,12 +321,7 @@ func TestEncryptedIngressKeysRotate(t *testing.T) {
 	l, outside, _ := sealedEdge(t)
 	l.tell(&skepv1.NetworkUpdate{RemovedEndpoints: []*skepv1.EndpointKey{{NetworkId: "ingress", TaskId: "web.1"}}})
 	wantWhoSoon(t, outside, "192.0.2.3:8080", "web.2", "192.0.2.50")
-	c, err := dialIn(outside, "udp4", "192.0.2.3:8080")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	rotate(t, l, c, "web.2", sealedIngress()[0])
+	rotate(t, l, sealedIngress()[:1], newLoad(t, outside, "192.0.2.3:8080", "web.2"))
 }
 
 // TestEncryptedIngressOutlivesTheDaemon: a client's connection goes on without the daemons of
