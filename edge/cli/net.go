@@ -21,7 +21,8 @@ func (a *app) rotateKeysCommand() *cobra.Command {
 		Use:   "rotate-keys",
 		Short: "Change the keys of all encrypted networks now",
 		Long: `Change the keys of all encrypted networks now, rather than at their time. The leader does so
-every 12 hours, and when a node is removed, by itself. No packet is lost by it.`,
+every 12 hours, and when a node is removed, by itself. No packet is lost by it: each rotation waits
+until the nodes that are there have taken up the one before, two minutes at most.`,
 		Args: args(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			d, _, err := a.manager(c.Context())
@@ -51,7 +52,7 @@ every 12 hours, and when a node is removed, by itself. No packet is lost by it.`
 			if a.json {
 				return a.printJSON(map[string]uint64{"rotation": count})
 			}
-			a.say("the keys of encrypted networks were changed (rotation %d)", count)
+			a.say("the keys of encrypted networks are being changed (rotation %d)", count)
 			return nil
 		},
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -36,6 +37,7 @@ type esp struct {
 	rules  watched // the host's table
 	// present is false once nothing of ours is in the kernel.
 	present bool
+	clashes []string // that were logged
 }
 
 // metaKeySecpath loads whether a packet came by IPsec; the nftables library does not know it.
@@ -229,8 +231,12 @@ func (d *Dataplane) updateESP(changed []string, all bool) error {
 // syncESP makes associations and ways those wanted.
 func (d *Dataplane) syncESP(k *xfrm, have observed, local netip.Addr, want netplan.ESP, all bool, x *drift) error {
 	for _, text := range want.Clashes {
-		x.note(kindForward, "ESP: %s, until keys are changed: skep net rotate-keys", text)
+		x.say(kindForward, "ESP: %s, until keys are changed: skep net rotate-keys", text)
+		if !slices.Contains(d.esp.clashes, text) {
+			d.cfg.Log.Warn("two nodes cannot be told apart until keys are changed: skep net rotate-keys", slog.String("clash", text))
+		}
 	}
+	d.esp.clashes = want.Clashes
 	m := d.esp.memory
 	m.Local = local
 	ops := want.Diff(have.ESP)
@@ -274,14 +280,13 @@ func (d *Dataplane) doESP(k *xfrm, op netplan.ESPOp, have observed, x *drift) er
 	}
 	const missing = "ESP: association %#08x from %s to %s is missing or another"
 	if !x.repair {
-		x.note(kindForward, missing, op.SA.SPI, op.SA.Src, op.SA.Dst)
+		x.say(kindForward, missing, op.SA.SPI, op.SA.Src, op.SA.Dst)
 		return nil
 	}
 	c, usable := m.counters(op.SA)
 	if !usable {
 		// With the same key packets would be sent again under numbers that were used: it waits
-		// for managers, whom the node has asked for other keys.
-		x.note(kindForward, missing, op.SA.SPI, op.SA.Src, op.SA.Dst)
+		// for managers, whom the node asks for other keys.
 		return nil
 	}
 	x.add(kindForward, missing, op.SA.SPI, op.SA.Src, op.SA.Dst)

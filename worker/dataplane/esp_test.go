@@ -446,6 +446,25 @@ func TestEncryptedByESPComesAndGoes(t *testing.T) {
 	}
 }
 
+// TestEncryptedIngressByESP: an ingress network that ESP encrypts is one like others.
+func TestEncryptedIngressByESP(t *testing.T) {
+	l := newLab(t, 3)
+	if !l.nodes[0].canESP() || !l.nodes[0].keepsSource {
+		t.Skip("this kernel has no ESP, or cannot answer clients by their own addresses")
+	}
+	networks := sealedIngress()
+	networks[0].Encryption, networks[0].EncryptionPort = model.ESP, model.ESPPort
+	outside := l.host("outside", netip.MustParseAddr("192.0.2.50"))
+	l.publish(networks...)
+	l.wantAnswers(outside)
+	for _, n := range l.nodes {
+		if name, _, err := whoIn(n.path, "tcp4", n.addr.String()+":8080"); err != nil || name == "" {
+			t.Errorf("a process of %s reaches %q, %v", n.id, name, err)
+		}
+	}
+	l.wantClean()
+}
+
 // TestESPKeysAreNotWritten: neither the journal nor the memory of associations holds a key.
 func TestESPKeysAreNotWritten(t *testing.T) {
 	key := bytes.Repeat([]byte("secret-of-esp.."), 2)[:netplan.ESPKeySize]
