@@ -184,7 +184,7 @@ func (d *Dataplane) ensureCrypt(n *skepv1.OverlayNetwork, x *drift) error {
 	if err != nil || c == nil {
 		return err
 	}
-	_, _, inside, err := d.underlay()
+	_, _, inside, err := d.underlay(x)
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ type drift struct {
 	whole bool
 	// networks are those that what is looked at now belongs to.
 	networks []string
+	under    *underlay // nil until somebody asked
 	found    []string
 	details  []*skepv1.NetworkDifference // of found
 }

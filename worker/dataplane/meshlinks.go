@@ -120,7 +120,7 @@ func passesOn() error {
 // ensureMeshLinks makes or mends the pair between host and mesh, and the mesh's leg into
 // the ingress network, which is the bridge given in f. Callers hold mu.
 func (d *Dataplane) ensureMeshLinks(m, f *fabric, bridge int, addr netip.Prefix, x *drift) error {
-	_, _, mtu, err := d.underlay()
+	_, _, mtu, err := d.underlay(x)
 	if err != nil {
 		return err
 	}

@@ -189,7 +189,7 @@ func (d *Dataplane) ensureSandbox(s *sandbox, x *drift) error {
 		return fmt.Errorf("enter network namespace: %w", err)
 	}
 	defer h.Close()
-	_, _, underlay, err := d.underlay()
+	_, _, underlay, err := d.underlay(x)
 	if err != nil && slices.ContainsFunc(s.Overlays, func(o runtime.OverlayRequest) bool { return d.bridges[o.NetworkID] == nil }) {
 		return err
 	}

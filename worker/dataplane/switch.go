@@ -119,8 +119,25 @@ func (d *Dataplane) closeSwitch() error {
 }
 
 // underlay returns what VXLAN needs to know about this node: its address, port and the
-// MTU that is left inside.
-func (d *Dataplane) underlay() (src netip.Addr, port, mtu int, err error) {
+// MTU that is left inside. It is looked up once for each comparison: a node has links for
+// each container.
+func (d *Dataplane) underlay(x *drift) (src netip.Addr, port, mtu int, err error) {
+	if x.under == nil {
+		u := &underlay{}
+		u.src, u.port, u.mtu, u.err = d.lookUpUnderlay()
+		x.under = u
+	}
+	return x.under.src, x.under.port, x.under.mtu, x.under.err
+}
+
+// underlay is what one comparison knows of the network between nodes.
+type underlay struct {
+	src       netip.Addr
+	port, mtu int
+	err       error
+}
+
+func (d *Dataplane) lookUpUnderlay() (src netip.Addr, port, mtu int, err error) {
 	node := d.want.Node()
 	if src, err = netip.ParseAddr(node.GetDataAddr()); err != nil {
 		return src, 0, 0, fmt.Errorf("address for data %q: %w", node.GetDataAddr(), err)
@@ -176,7 +193,7 @@ func (d *Dataplane) ensureNetwork(f *fabric, n *skepv1.OverlayNetwork, x *drift)
 	if isBridge(n) {
 		return d.ensureBridgeNetwork(f, n, x)
 	}
-	src, port, mtu, err := d.underlay()
+	src, port, mtu, err := d.underlay(x)
 	if err != nil {
 		return err
 	}

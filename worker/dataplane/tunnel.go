@@ -65,7 +65,7 @@ func tunnelMTU(vxlan int) int {
 // ensureVTEP makes or mends what a network in a tunnel has beside the device: the node's
 // address there, and bridge and VXLAN device of each segment with the ways to others.
 func (d *Dataplane) ensureVTEP(c *crypt, n *skepv1.OverlayNetwork, x *drift) error {
-	_, port, inside, err := d.underlay()
+	_, port, inside, err := d.underlay(x)
 	if err != nil {
 		return err
 	}
