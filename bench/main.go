@@ -59,7 +59,7 @@ func main() {
 
 func run(ctx context.Context) error {
 	b := &bench{}
-	only := flag.String("only", "idle,unlock,seal,start,leader,worker,scale,network,netchange,endpoints,fanout,encryption,ca", "comma-separated parts to run")
+	only := flag.String("only", "idle,unlock,seal,start,leader,worker,scale,network,netchange,endpoints,fanout,fanleader,encryption,ca", "comma-separated parts to run")
 	flag.StringVar(&b.bin, "bin", "bin", "directory of the built binaries")
 	flag.IntVar(&b.pairs, "pairs", 5, "pairs of Skep and Docker Engine runs")
 	flag.IntVar(&b.rounds, "rounds", 20, "rounds of killing the leader; half as many for workers")
@@ -107,6 +107,7 @@ func run(ctx context.Context) error {
 		{"netchange", b.netchange},
 		{"endpoints", b.tenThousand},
 		{"fanout", b.fanOut},
+		{"fanleader", b.fanLeader},
 		{"encryption", b.encryption},
 		{"ca", b.authority},
 	}

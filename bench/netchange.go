@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api/skepv1"
@@ -163,7 +162,7 @@ func (b *bench) programAndCompare(ctx context.Context, services bool) (program f
 
 // fanOut returns how long it takes until one change is in the kernels of many nodes that
 // are told of it at once: each a network namespace with a data plane and a sandbox, all in
-// this process. What the manager adds before is measured elsewhere.
+// this process. What the manager adds before is in fanLeader.
 func (b *bench) fanOut(ctx context.Context) (err error) {
 	l := &netLab{dir: filepath.Join(b.work, "fanout")}
 	defer func() { err = errors.Join(err, l.close(context.WithoutCancel(ctx))) }()
@@ -174,22 +173,7 @@ func (b *bench) fanOut(ctx context.Context) (err error) {
 	}
 	task := func(i int) string { return fmt.Sprintf("10.16.1.%d/16", 1+i) }
 	for i := range changeNodes {
-		ns, err := l.namespace()
-		if err != nil {
-			return err
-		}
-		addr := wireAddr(1 + i)
-		err = inNS(ns, func() error {
-			lo, err := netlink.LinkByName("lo")
-			if err != nil {
-				return err
-			}
-			return netlink.AddrAdd(lo, &netlink.Addr{IPNet: prefixNet(netip.PrefixFrom(addr.Addr(), 32))})
-		})
-		if err != nil {
-			return err
-		}
-		n, err := l.node(fmt.Sprint("node", i), ns, addr.Addr())
+		n, err := l.loneNode(i)
 		if err != nil {
 			return err
 		}

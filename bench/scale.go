@@ -96,7 +96,7 @@ func (b *bench) scaleWith(ctx context.Context, n int) (*scaled, error) {
 	var nodes sync.WaitGroup
 	defer nodes.Wait()
 	defer cancel()
-	if err := joinAll(ctx, &nodes, m.addr, ids); err != nil {
+	if err := joinAll(ctx, &nodes, m.addr, ids, nil); err != nil {
 		return nil, err
 	}
 	fmt.Fprintf(os.Stderr, "%d nodes joined in %.1f s\n", n, time.Since(begin).Seconds())
@@ -104,17 +104,22 @@ func (b *bench) scaleWith(ctx context.Context, n int) (*scaled, error) {
 	return s, m.ask("load", s)
 }
 
-// joinAll starts the simulated nodes and returns when all have a session.
-func joinAll(ctx context.Context, group *sync.WaitGroup, addr string, ids []*wire.Credentials) error {
+// joinAll starts the simulated nodes, with data planes unless there are none, and returns
+// when all have a session.
+func joinAll(ctx context.Context, group *sync.WaitGroup, addr string, ids []*wire.Credentials, planes []*netNode) error {
 	slots := make(chan struct{}, joinsAtOnce)
 	joined := make(chan error, 2*len(ids))
 	var complain sync.Once // of many with the same trouble, one is heard
-	for _, creds := range ids {
+	for i, creds := range ids {
+		var plane *netNode
+		if planes != nil {
+			plane = planes[i]
+		}
 		slots <- struct{}{}
 		group.Go(func() {
 			once := sync.OnceFunc(func() { <-slots })
 			defer once()
-			err := simulate(ctx, addr, creds, func() { joined <- nil; once() })
+			err := simulate(ctx, addr, creds, plane, func() { joined <- nil; once() })
 			if err != nil && ctx.Err() == nil {
 				complain.Do(func() { fmt.Fprintln(os.Stderr, "simulated node:", err) })
 				joined <- err

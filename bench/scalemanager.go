@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/control/ca"
 	"github.com/skep-dev/skep/control/dispatcher"
 	"github.com/skep-dev/skep/control/manager"
@@ -43,6 +44,8 @@ type scaleManager struct {
 	replica  *replica.Replica
 	registry *prometheus.Registry
 	control  *ops.Ops
+	reports  *reports
+	changes  int // written by change
 	listen   net.Listener
 }
 
@@ -130,6 +133,8 @@ func (m *scaleManager) run(ctx context.Context, group *errgroup.Group) {
 	api.RegisterDispatcherServer(server, dispatch)
 	api.RegisterNodeCAServer(server, authority)
 	api.RegisterRaftServer(server, m.replica.RaftServer())
+	m.reports = newReports(dispatch)
+	skepv1.RegisterNetworksServer(server, m.reports)
 	group.Go(func() error { return m.replica.Run(ctx) })
 	group.Go(func() error {
 		return m.replica.RunTerms(ctx, func(ctx context.Context) error {
@@ -162,9 +167,14 @@ func (m *scaleManager) serve(ctx context.Context) error {
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		var s any
 		var err error
-		if in.Text() == "rotate" {
+		switch in.Text() {
+		case "rotate":
 			s, err = m.rotate(ctx)
-		} else {
+		case "spread":
+			s, err = m.spread(ctx)
+		case "change":
+			s, err = m.change(ctx)
+		default:
 			s, err = m.load(ctx)
 		}
 		if err != nil {
