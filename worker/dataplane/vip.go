@@ -34,6 +34,7 @@ var resolverAddr = netip.AddrFrom4([4]byte{127, 0, 0, 11}) //nolint:gochecknoglo
 //	  chain guard {
 //	    type filter hook output priority 0
 //	    ip daddr @vips meta l4proto tcp reject with tcp reset
+//	    ip daddr @vips meta l4proto sctp reject with icmp prot-unreachable
 //	    ip daddr @vips reject with icmp port-unreachable
 //	  }
 //	  chain svc_0a000164 { dnat to numgen random mod 2 map { 0 : 10.0.1.3, 1 : 10.0.1.4 } }
@@ -67,8 +68,12 @@ func vipRules(f nftables.TableFamily, balances []netplan.Balance, dns dnsPorts) 
 	}
 	guard.rules = []rule{
 		{exprs: slices.Concat(forVIP, protocol(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})},
-		{exprs: slices.Concat(forVIP, []expr.Any{unreachable})},
 	}
+	if f == nftables.TableFamilyIPv4 { // SCTP gives up at once only where its protocol is unreachable
+		guard.rules = append(guard.rules, rule{exprs: slices.Concat(forVIP, protocol(unix.IPPROTO_SCTP),
+			[]expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 2}})})
+	}
+	guard.rules = append(guard.rules, rule{exprs: slices.Concat(forVIP, []expr.Any{unreachable})})
 	s.chains = append(s.chains, output, guard)
 	for _, b := range balances {
 		if family(b.VIP) != f {
