@@ -169,7 +169,10 @@ func (s *answering) ensure(ns netns.NsHandle, h *netlink.Handle, x *drift, what 
 	return within(ns, func() error {
 		err := errors.Join(
 			sysctl("net/ipv4/conf/"+s.eth+"/src_valid_mark", "1"), // clients do not live where eth leads
-			sysctl("net/ipv4/tcp_fwmark_accept", "1"), sysctl("net/ipv4/fwmark_reflect", "1"))
+			sysctl("net/ipv4/tcp_fwmark_accept", "1"), sysctl("net/ipv4/fwmark_reflect", "1"),
+			// Kernels before 6.3 would give what begins to the socket that its port meant before
+			// it was given another.
+			sysctls([2]string{"net/ipv4/tcp_early_demux", "0"}, [2]string{"net/ipv4/udp_early_demux", "0"}))
 		if s.subnet6.IsValid() {
 			err = errors.Join(err, sysctl("net/ipv6/fwmark_reflect", "1"))
 		}
