@@ -14,21 +14,26 @@ import (
 // findRootPause is how often at most a node looks for a root that it missed.
 const findRootPause = 5 * time.Second
 
-// comeBack gets a new identity from another manager for a node whose certificate expired
+// comeBack gets a new identity from any other manager for a node whose certificate expired
 // while it was off. ok is false on a manager that needs nobody else, being the only one.
 func (m *member) comeBack(ctx context.Context) (id keystore.Identity, ok bool, err error) {
 	if role := m.manager.Load(); role != nil && role.isReady() && len(role.replica.Members()) == 1 {
 		return keystore.Identity{}, false, nil
 	}
-	k, found := m.remotes.pick(m.saved.AdvertiseAddr)
-	if !found {
-		return keystore.Identity{}, false, model.Errorf(model.Unavailable, "this node's certificate has expired, and no other manager is known to ask for a new one")
-	}
-	if id, err = enroll.Return(ctx, m.creds, k.Addr); err != nil {
+	err = model.Errorf(model.Unavailable, "this node's certificate has expired, and no other manager is known to ask for a new one")
+	for _, k := range m.remotes.list() { // most may have expired as well
+		if k.Addr == m.saved.AdvertiseAddr {
+			continue
+		}
+		if id, err = enroll.Return(ctx, m.creds, k.Addr); err == nil {
+			return id, true, nil
+		}
 		m.remotes.observe(k, false)
-		return keystore.Identity{}, false, err
+		if model.KindOf(err) == model.Denied || ctx.Err() != nil {
+			break // the leader's answer
+		}
 	}
-	return id, true, nil
+	return keystore.Identity{}, false, err
 }
 
 // findRoot looks for the swarm's root where managers show certificates from one that this
