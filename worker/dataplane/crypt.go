@@ -226,13 +226,9 @@ func (d *Dataplane) openCrypt(n *skepv1.OverlayNetwork, x *drift) (*crypt, error
 	if err := makeNamespace(path); err != nil {
 		return nil, err
 	}
-	ns, err := netns.GetFromPath(path)
+	ns, h, err := openAt(path)
 	if err != nil {
-		return nil, fmt.Errorf("open network namespace: %w", err)
-	}
-	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("enter network namespace: %w", err), ns.Close())
+		return nil, err
 	}
 	c := &crypt{
 		fabric: &fabric{ns: ns, h: h, links: map[uint32]segmentLinks{}, routed: !inTunnel(n), sockets: h}, id: n.GetId(), name: n.GetName(),

@@ -13,7 +13,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/core/netplan"
@@ -85,13 +84,9 @@ func (d *Dataplane) openMesh(x *drift) (*fabric, error) {
 	if err := makeNamespace(d.meshNS()); err != nil {
 		return nil, err
 	}
-	ns, err := netns.GetFromPath(d.meshNS())
+	ns, h, err := openAt(d.meshNS())
 	if err != nil {
-		return nil, fmt.Errorf("open namespace of the routing mesh: %w", err)
-	}
-	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("enter namespace of the routing mesh: %w", err), ns.Close())
+		return nil, err
 	}
 	m := &fabric{ns: ns, h: h}
 	if fresh {

@@ -114,16 +114,24 @@ func withinPath(path string, f func(ns netns.NsHandle) error) error {
 }
 
 func handleAt(path string) (*netlink.Handle, error) {
+	ns, h, err := openAt(path)
+	if err == nil {
+		_ = ns.Close() // the handle has its own
+	}
+	return h, err
+}
+
+// openAt opens a pinned namespace and a handle in it, which callers close.
+func openAt(path string) (netns.NsHandle, *netlink.Handle, error) {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
-		return nil, fmt.Errorf("open network namespace: %w", err)
+		return ns, nil, fmt.Errorf("open network namespace %s: %w", filepath.Base(path), err)
 	}
-	defer ns.Close() //nolint:errcheck // the handle has its own
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("enter network namespace: %w", err)
+		return ns, nil, errors.Join(fmt.Errorf("enter network namespace %s: %w", filepath.Base(path), err), ns.Close())
 	}
-	return h, nil
+	return ns, h, nil
 }
 
 // sysctl writes a setting of the calling thread's namespace if it is not so yet.

@@ -179,15 +179,11 @@ func ownNames(id string, l lease, o runtime.OverlayRequest) []string {
 // ensureSandbox makes or mends links, rules and resolver of a container. Callers hold mu.
 func (d *Dataplane) ensureSandbox(s *sandbox, x *drift) error {
 	path := d.netns(s.id)
-	ns, err := netns.GetFromPath(path)
+	ns, h, err := openAt(path)
 	if err != nil {
-		return fmt.Errorf("open network namespace: %w", err)
+		return err
 	}
 	defer ns.Close() //nolint:errcheck // a read-only descriptor
-	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("enter network namespace: %w", err)
-	}
 	defer h.Close()
 	_, _, underlay, err := d.underlay(x)
 	if err != nil && slices.ContainsFunc(s.Overlays, func(o runtime.OverlayRequest) bool { return d.bridges[o.NetworkID] == nil }) {

@@ -16,7 +16,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 
 	skepv1 "github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/model"
@@ -61,13 +60,9 @@ func (d *Dataplane) openFabric() (*fabric, error) {
 	if err := makeNamespace(d.switchNS()); err != nil {
 		return nil, err
 	}
-	ns, err := netns.GetFromPath(d.switchNS())
+	ns, h, err := openAt(d.switchNS())
 	if err != nil {
-		return nil, fmt.Errorf("open switch namespace: %w", err)
-	}
-	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("enter switch namespace: %w", err), ns.Close())
+		return nil, err
 	}
 	f := &fabric{ns: ns, h: h, links: map[uint32]segmentLinks{}, sockets: d.host}
 	if !fresh {
