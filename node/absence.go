@@ -17,7 +17,7 @@ const findRootPause = 5 * time.Second
 // comeBack gets a new identity from any other manager for a node whose certificate expired
 // while it was off. ok is false on a manager that needs nobody else, being the only one.
 func (m *member) comeBack(ctx context.Context) (id keystore.Identity, ok bool, err error) {
-	if role := m.manager.Load(); role != nil && role.isReady() && len(role.replica.Members()) == 1 {
+	if role := m.manager.Load(); role != nil && role.isReady() && role.replica.Votes() && len(role.replica.Voters()) == 1 {
 		return keystore.Identity{}, false, nil
 	}
 	err = model.Errorf(model.Unavailable, "this node's certificate has expired, and no other manager is known to ask for a new one")

@@ -514,7 +514,7 @@ func leaveRefusal(m *member) error {
 		return model.Errorf(model.Unavailable, "%s", begin+"Doing so may lose the consensus of your cluster. "+restore+"Use `--force` to suppress this message.")
 	}
 	reachable, unreachable := 0, 0
-	for _, member := range role.replica.Members() {
+	for _, member := range role.replica.Voters() {
 		if member.GetStatus().GetReachability() == api.RaftMemberStatus_REACHABLE {
 			reachable++
 		} else {

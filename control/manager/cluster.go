@@ -41,7 +41,7 @@ func (m *Manager) runCluster(ctx context.Context) error {
 func (m *Manager) awaitRotation(ctx context.Context, cursor *replica.Cursor) error {
 	for {
 		s := m.state.View()
-		due, settled := pki.RotationDue(pki.Rotation(s))
+		due, settled := pki.RotationDue(pki.Rotation(s), time.Now())
 		if wait := time.Until(due); wait > 0 {
 			if err := nextOrWhen(ctx, cursor, wait); err != nil {
 				return err

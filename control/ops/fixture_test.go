@@ -2,6 +2,7 @@ package ops_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,6 +21,14 @@ import (
 type members []*api.RaftMember
 
 func (m members) Members() []*api.RaftMember { return m }
+
+// Voters are those whose id is not that of a new one.
+func (m members) Voters() []*api.RaftMember {
+	return slices.DeleteFunc(slices.Clone(m), func(m *api.RaftMember) bool { return m.GetRaftId() >= newMember })
+}
+
+// newMember is the raft id from which on members have no vote yet.
+const newMember = 100
 
 func member(id uint64, nodeID string, reachable bool) *api.RaftMember {
 	s := &api.RaftMemberStatus{Leader: id == 1, Reachability: api.RaftMemberStatus_UNREACHABLE}

@@ -193,7 +193,7 @@ func (i *Insight) Overview(context.Context, *skepv1.OverviewRequest) (*skepv1.Ov
 		resp.Services = append(resp.Services, serviceOverview(s, service))
 	}
 	slices.SortFunc(resp.GetServices(), func(a, b *skepv1.ServiceOverview) int { return cmp.Compare(a.GetName(), b.GetName()) })
-	resp.Problems = append(problems(members, resp.GetNodes(), resp.GetServices()), rotationProblems(s)...)
+	resp.Problems = append(problems(i.members.Voters(), resp.GetNodes(), resp.GetServices()), rotationProblems(s)...)
 	return resp, nil
 }
 
@@ -264,19 +264,19 @@ func rotationProblems(s *store.Snapshot) []string {
 }
 
 // problems lists what is wrong and what to do, worst first.
-func problems(members []*api.RaftMember, nodes []*skepv1.NodeOverview, services []*skepv1.ServiceOverview) []string {
+func problems(voters []*api.RaftMember, nodes []*skepv1.NodeOverview, services []*skepv1.ServiceOverview) []string {
 	var list []string
 	reachable := 0
-	for _, m := range members {
+	for _, m := range voters {
 		if m.GetStatus().GetReachability() == api.RaftMemberStatus_REACHABLE {
 			reachable++
 		}
 	}
-	quorum := len(members)/2 + 1
+	quorum := len(voters)/2 + 1
 	switch {
-	case reachable == quorum && len(members) > reachable:
-		list = append(list, fmt.Sprintf("%d of %d managers are reachable: losing one more stops all changes; bring managers back or demote the lost ones", reachable, len(members)))
-	case len(members) == 2:
+	case reachable == quorum && len(voters) > reachable:
+		list = append(list, fmt.Sprintf("%d of %d managers are reachable: losing one more stops all changes; bring managers back or demote the lost ones", reachable, len(voters)))
+	case len(voters) == 2:
 		list = append(list, "two managers: losing either stops all changes; add a third manager or demote one")
 	}
 	for _, n := range nodes {

@@ -75,7 +75,7 @@ func (o *Ops) UpdateNode(ctx context.Context, req *api.UpdateNodeRequest) (*api.
 	if err := needUpdate(req.GetNodeId(), req.GetNodeVersion(), req.GetSpec() != nil); err != nil {
 		return nil, fail(err)
 	}
-	members := o.members.Members()
+	members, voters := o.members.Members(), o.members.Voters()
 	var updated *api.Node
 	err := o.update(ctx, func(tx *store.Tx) error {
 		old := tx.Snapshot().Node(req.GetNodeId())
@@ -86,7 +86,7 @@ func (o *Ops) UpdateNode(ctx context.Context, req *api.UpdateNodeRequest) (*api.
 			return err
 		}
 		if old.GetSpec().GetDesiredRole() == api.NodeRole_MANAGER && req.GetSpec().GetDesiredRole() == api.NodeRole_WORKER {
-			if err := checkDemotion(tx.Snapshot(), old.GetId(), members); err != nil {
+			if err := checkDemotion(tx.Snapshot(), old.GetId(), members, voters); err != nil {
 				return err
 			}
 		}
@@ -114,9 +114,8 @@ func checkPromotion(n *api.Node, spec *api.NodeSpec) error {
 
 // checkDemotion refuses what would end the swarm. It counts wanted managers, not
 // present ones, so that demotions under way are taken into account.
-func checkDemotion(s *store.Snapshot, nodeID string, members []*api.RaftMember) error {
-	member := memberOf(nodeID, members)
-	if member == nil {
+func checkDemotion(s *store.Snapshot, nodeID string, members, voters []*api.RaftMember) error {
+	if memberOf(nodeID, members) == nil {
 		return model.Errorf(model.NotFound, "can't find manager in raft memberlist")
 	}
 	managers := 0
@@ -128,21 +127,21 @@ func checkDemotion(s *store.Snapshot, nodeID string, members []*api.RaftMember) 
 	if managers <= 1 {
 		return model.Errorf(model.Precondition, "attempting to demote the last manager of the swarm")
 	}
-	if !quorumWithout(member, members) {
+	if voter := memberOf(nodeID, voters); voter != nil && !quorumWithout(voter, voters) {
 		return model.Errorf(model.Precondition, "can't remove member from the raft: this would result in a loss of quorum")
 	}
 	return nil
 }
 
-// quorumWithout reports whether a quorum of reachable members would be left without one.
-func quorumWithout(removed *api.RaftMember, members []*api.RaftMember) bool {
+// quorumWithout reports whether a quorum of reachable voters would be left without one.
+func quorumWithout(removed *api.RaftMember, voters []*api.RaftMember) bool {
 	reachable := 0
-	for _, m := range members {
+	for _, m := range voters {
 		if m.GetRaftId() != removed.GetRaftId() && m.GetStatus().GetReachability() == api.RaftMemberStatus_REACHABLE {
 			reachable++
 		}
 	}
-	return reachable > (len(members)-1)/2
+	return reachable > (len(voters)-1)/2
 }
 
 // RemoveNode deletes a node that is down, or any with force, orphans its tasks and

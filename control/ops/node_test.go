@@ -26,6 +26,8 @@ func TestDemotion(t *testing.T) {
 		{"last but one that is being demoted", members{member(1, "1", true), member(2, "2", true)}, []model.Object{aNode("1", m, ready), demoting}, codes.FailedPrecondition, "attempting to demote the last manager of the swarm"},
 		{"quorum", members{member(1, "1", true), member(2, "2", true), member(3, "3", false)}, []model.Object{aNode("1", m, ready), aNode("2", m, ready), aNode("3", m, ready)}, codes.FailedPrecondition, "can't remove member from the raft: this would result in a loss of quorum"},
 		{"one of two", members{member(1, "1", true), member(2, "2", true)}, []model.Object{aNode("1", m, ready), aNode("2", m, ready)}, codes.OK, ""},
+		{"a new one that is lost", members{member(newMember, "1", false), member(2, "2", true)}, []model.Object{aNode("1", m, ready), aNode("2", m, ready)}, codes.OK, ""},
+		{"beside a new one that is lost", members{member(1, "1", true), member(2, "2", true), member(newMember, "3", false)}, []model.Object{aNode("1", m, ready), aNode("2", m, ready), aNode("3", m, ready)}, codes.OK, ""},
 		{"one of three", members{member(1, "1", true), member(2, "2", true), member(3, "3", true)}, []model.Object{aNode("1", m, ready), aNode("2", m, ready), aNode("3", m, ready)}, codes.OK, ""},
 	}
 	for _, tt := range tests {

@@ -17,6 +17,8 @@ type Membership interface {
 	// Members lists the members of raft with their status as this leader sees it. It is
 	// never called inside a transaction.
 	Members() []*api.RaftMember
+	// Voters lists those of them that have a vote.
+	Voters() []*api.RaftMember
 }
 
 // Config says what an Ops works on.

@@ -23,14 +23,6 @@ func (m *member) forceAlone(loaded *disk.Loaded, hard *raftpb.HardState) error {
 	if err != nil {
 		return err
 	}
-	var changes []*raftpb.ConfChange
-	for _, id := range slices.Sorted(maps.Keys(ids)) {
-		if id != m.id {
-			changes = append(changes, &raftpb.ConfChange{
-				Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(id), Context: []byte{},
-			})
-		}
-	}
 	self, err := proto.Marshal(&api.RaftMember{RaftId: m.id, NodeId: m.r.cfg.NodeID, Addr: m.r.cfg.Addr})
 	if err != nil {
 		return fmt.Errorf("force new cluster: %w", err)
@@ -39,7 +31,15 @@ func (m *member) forceAlone(loaded *disk.Loaded, hard *raftpb.HardState) error {
 	if ids[m.id] { // it votes
 		kind = raftpb.ConfChangeUpdateNode // the address may be another than before
 	}
-	changes = append(changes, &raftpb.ConfChange{Type: kind.Enum(), NodeId: new(m.id), Context: self})
+	// It votes before the others go: a group without a vote is none.
+	changes := []*raftpb.ConfChange{{Type: kind.Enum(), NodeId: new(m.id), Context: self}}
+	for _, id := range slices.Sorted(maps.Keys(ids)) {
+		if id != m.id {
+			changes = append(changes, &raftpb.ConfChange{
+				Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(id), Context: []byte{},
+			})
+		}
+	}
 	var added []*raftpb.Entry
 	for _, cc := range changes {
 		commit++
@@ -101,5 +101,6 @@ func alone(ros *roster) *roster {
 			out.removed[id] = true
 		}
 	}
+	delete(out.removed, ros.self)
 	return out
 }

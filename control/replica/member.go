@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -136,7 +137,7 @@ func (m *member) quiet() bool { return m.isLeader && m.alone() && len(m.conf.Get
 // others: it hears then if it was removed. Those with a vote ask for votes.
 func (m *member) askAround() {
 	ros := m.r.members.Load()
-	if m.unheard++; ros.votes || m.unheard%electionTick != 0 {
+	if m.unheard++; slices.Contains(ros.voters, m.id) || m.unheard%electionTick != 0 {
 		return
 	}
 	var msgs []*raftpb.Message

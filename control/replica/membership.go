@@ -67,7 +67,7 @@ func (m *member) leave() {
 
 // setRoster publishes the membership and connects to the peers in it.
 func (m *member) setRoster(ros *roster) {
-	ros.votes = slices.Contains(m.conf.GetVoters(), m.id)
+	ros.voters = slices.Clone(m.conf.GetVoters())
 	m.r.members.Store(ros)
 	m.r.peers.set(ros)
 }
@@ -90,6 +90,7 @@ func (m *member) applyConfChange(e *raftpb.Entry) error {
 		rm.Status = nil
 		rm.RaftId = id
 		ros.members[id] = rm
+		delete(ros.removed, id) // one that was, and is alone by force
 	case raftpb.ConfChangeRemoveNode:
 		delete(ros.members, id)
 		ros.removed[id] = true

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,7 +49,7 @@ type roster struct {
 	self    uint64
 	members map[uint64]*api.RaftMember // without status; never changed
 	removed map[uint64]bool
-	votes   bool // this member does; it has joined for good
+	voters  []uint64 // never changed
 }
 
 // New returns a Replica that does nothing before Run.
@@ -84,7 +85,16 @@ func (r *Replica) Follow() *Cursor { return r.feed.follow() }
 func (r *Replica) Ready() <-chan struct{} { return r.ready }
 
 // Votes reports whether this member has a vote. A new one gets it once it has the log.
-func (r *Replica) Votes() bool { return r.members.Load().votes }
+func (r *Replica) Votes() bool {
+	ros := r.members.Load()
+	return slices.Contains(ros.voters, ros.self)
+}
+
+// Voters returns those of Members that have a vote: changes need a majority of them.
+func (r *Replica) Voters() []*api.RaftMember {
+	ros := r.members.Load()
+	return slices.DeleteFunc(r.Members(), func(m *api.RaftMember) bool { return !slices.Contains(ros.voters, m.GetRaftId()) })
+}
 
 // Leader returns the member that leads, as far as this one knows.
 func (r *Replica) Leader() (nodeID, addr string, ok bool) {

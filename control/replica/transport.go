@@ -35,8 +35,8 @@ const (
 	maxMessage = 4 << 20
 	// redialAfter is how often a connection that fails is tried again at once.
 	redialAfter = 250 * time.Millisecond
-	// maxResolving bounds the unknown members asked for at a time. Further ones wait for
-	// raft to repeat.
+	// maxResolving bounds the unknown members asked for at a time, and those that were told of
+	// and are not in our log yet. Further ones wait for raft to repeat.
 	maxResolving = 16
 )
 
@@ -143,12 +143,19 @@ func (t *transport) resolve(id uint64) {
 	})
 }
 
-// addUnknown begins to send to a member that is not in our log yet.
+// addUnknown begins to send to a member that is not in our log yet, unless there are many
+// such already.
 func (t *transport) addUnknown(id uint64, addr string) {
 	ros := t.r.members.Load()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.peers[id] == nil && ros.members[id] == nil && !ros.removed[id] && id != ros.self {
+	unknown := 0
+	for _, p := range t.peers {
+		if p.hearsay {
+			unknown++
+		}
+	}
+	if unknown < maxResolving && t.peers[id] == nil && ros.members[id] == nil && !ros.removed[id] && id != ros.self {
 		t.add(id, addr, true)
 	}
 }

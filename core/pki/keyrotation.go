@@ -23,7 +23,8 @@ const (
 	// rotateApart is how long a rotation waits for nodes that have not taken up the one before.
 	rotateApart = 2 * time.Minute
 
-	// RotateOne changes the key that new sessions of WireGuard begin with.
+	// RotateOne changes the key that new sessions of WireGuard begin with. It is enough when a
+	// node was removed: of ESP's keys that one knew only those that others talked to it by.
 	RotateOne = 1
 	// RotateAll leaves no node sending by a key that was there when it was asked for: ESP sends by
 	// the second newest.
@@ -91,10 +92,13 @@ func putRotation(tx *store.Tx, random io.Reader, now *skepv1.KeyRotation) error 
 
 // RotationDue returns when keys are to be rotated, and until when that waits for nodes that have
 // not taken up the last rotation: whoever is two behind can be heard by nobody.
-func RotationDue(r *skepv1.KeyRotation) (due, settled time.Time) {
+func RotationDue(r *skepv1.KeyRotation, now time.Time) (due, settled time.Time) {
 	last := time.Time{}
 	if r.GetRotated() != nil {
 		last = r.GetRotated().AsTime()
+	}
+	if last.Sub(now) > rotateApart { // a leader's clock was wrong: nobody knows when it was
+		return now, now.Add(rotateApart)
 	}
 	settled = last.Add(rotateApart)
 	if r.GetWanted() > 0 {

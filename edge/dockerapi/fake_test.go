@@ -180,6 +180,7 @@ func (d *daemon) Members() []*api.RaftMember {
 		Status: &api.RaftMemberStatus{Leader: true, Reachability: api.RaftMemberStatus_REACHABLE},
 	}}
 }
+func (d *daemon) Voters() []*api.RaftMember { return d.Members() }
 
 // counter makes ids that are the same in every run.
 type counter struct{ n byte }
