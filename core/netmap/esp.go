@@ -47,10 +47,11 @@ func (m *Map) espKeys(node, other string) []*skepv1.EspKey {
 }
 
 // espKey derives the key of what one node sends to another. No two senders have the same one,
-// nor has one sender after it has forgotten how far it had counted: numbers of packets, which
-// must not be used twice with a key, are safe from each other's.
+// nor has one sender after it has forgotten how far it had counted, or with another address at
+// either end, whose association counts anew: numbers of packets, which must not be used twice
+// with a key, are safe from each other's.
 func espKey(secret []byte, from, to string, a, b *node) []byte {
-	info := fmt.Sprintf("skep esp %q %q %q %q", from, to, epoch(a.stored), epoch(b.stored))
+	info := fmt.Sprintf("skep esp %q %q %q %q %q %q", from, to, epoch(a.stored), epoch(b.stored), a.addr(), b.addr())
 	key, err := hkdf.Key(sha256.New, secret, nil, info, espKeySize)
 	if err != nil {
 		panic(fmt.Sprintf("netmap: derive key: %v", err)) // lengths are constant

@@ -40,7 +40,7 @@ func generations(times ...uint64) *api.Cluster {
 }
 
 // TestESPKeys: what one node sends by, the other receives by, and nobody else has it; they
-// change as the keys of the cluster do, and with a node's epoch.
+// change as the keys of the cluster do, and with a node's epoch or address.
 func TestESPKeys(t *testing.T) {
 	network := encryptedNetwork()
 	network.DriverState.Options[model.EncryptionOption] = model.ESP
@@ -108,7 +108,12 @@ func TestESPKeys(t *testing.T) {
 	everybody(model.Event{Table: model.Nodes, Old: espNode(2, "epoch2"), New: espNode(2, "another")})
 	check("after a loss", 6, 5, 4)
 	known(4*6+3*4, "a loss changes those of one node")
-	everybody(model.Event{Table: model.Nodes, Old: espNode(2, "another"), New: espNode(2, "")})
+	moved := espNode(2, "another")
+	moved.Status.Addr = "192.0.2.9"
+	everybody(model.Event{Table: model.Nodes, Old: espNode(2, "another"), New: moved})
+	check("after a move", 6, 5, 4)
+	known(4*6+2*3*4, "another address changes those of one node")
+	everybody(model.Event{Table: model.Nodes, Old: moved, New: espNode(2, "")})
 	if keys := all[0].peers["n2"].GetEspKeys(); len(keys) > 0 {
 		t.Errorf("a node that cannot encrypt is told of with %v", keys)
 	}
