@@ -134,9 +134,14 @@ func (e ESP) Diff(have ESP) []ESPOp {
 		*list = append(*list, ESPOp{Put: true, SA: want})
 	}
 	for _, at := range slices.SortedFunc(maps.Keys(e.Ways), netip.Addr.Compare) {
-		if way := e.Ways[at]; have.Ways[at] != way {
-			ways = append(ways, ESPOp{Put: true, Way: &way})
+		way, is := e.Ways[at], have.Ways[at]
+		if is == way {
+			continue
 		}
+		if is.Src.IsValid() && is.Src != way.Src { // another one to the kernel, which would stay
+			ways = append(ways, ESPOp{Way: &is})
+		}
+		ways = append(ways, ESPOp{Put: true, Way: &way})
 	}
 	for _, at := range slices.SortedFunc(maps.Keys(have.Ways), netip.Addr.Compare) {
 		if _, stays := e.Ways[at]; !stays && !e.Untold[at] {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -112,6 +113,27 @@ func TestESPPlan(t *testing.T) {
 	}
 	if text := fmt.Sprintf("%v %+v %#v", s.ESP([]string{"a"}), have, ESPKey{7}); strings.Contains(text, "[2 3 2 3") || strings.Contains(text, "0x7") {
 		t.Errorf("a key is printed: %s", text)
+	}
+}
+
+// TestESPOfAMovedNode: what is sent by from its former address goes, though the other node stays.
+func TestESPOfAMovedNode(t *testing.T) {
+	s := espState("a")
+	s.Merge(&skepv1.NetworkUpdate{Version: 2, Peers: []*skepv1.NetworkPeer{espPeer("a", "node2", 2)}})
+	have := s.ESP([]string{"a"})
+	s.Merge(&skepv1.NetworkUpdate{Version: 3, Node: &skepv1.LocalNode{Id: "node1", DataAddr: "192.0.2.9"}})
+	plan, ways := s.ESP([]string{"a"}), []string{}
+	for _, op := range Additions(plan.Diff(have)) {
+		if op.Way != nil {
+			ways = append(ways, fmt.Sprintf("%t %s", op.Put, op.Way.Src))
+		}
+	}
+	if want := []string{"false 192.0.2.1", "true 192.0.2.9"}; !slices.Equal(ways, want) {
+		t.Errorf("ways %q, want %q", ways, want)
+	}
+	did(&have, plan.Diff(have))
+	if again := plan.Diff(have); len(again) > 0 {
+		t.Errorf("there is more to do: %v", again)
 	}
 }
 
