@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/skep-dev/skep/api"
@@ -125,4 +126,72 @@ func TestESPKeys(t *testing.T) {
 			t.Errorf("%s knows %v, a new one would know %v", f.id, f.peers, whole.peers)
 		}
 	}
+}
+
+// TestESPOfAReplacedNode: of two nodes at one address, others are told nothing to send to the one
+// that is lost, which would be by the associations of the other.
+func TestESPOfAReplacedNode(t *testing.T) {
+	network := encryptedNetwork()
+	network.DriverState.Options[model.EncryptionOption] = model.ESP
+	m := New(&records{})
+	m.Apply(model.Event{Table: model.Clusters, New: generations(3)})
+	m.Apply(model.Event{Table: model.Networks, New: network})
+	stored := map[int]*api.Node{}
+	one := &follower{m: m, id: "n1", peers: map[string]*skepv1.NetworkPeer{}}
+	_, one.told = m.Complete(one.id)
+	put := func(i int, addr string, state api.NodeStatus_State) {
+		n := espNode(i, "epoch")
+		n.Status.Addr, n.Status.State = addr, state
+		one.hear(m.Apply(model.Event{Table: model.Nodes, Old: stored[i], New: n}))
+		stored[i] = n
+	}
+	task := func(i int) *api.Task {
+		out := encryptedTask(fmt.Sprintf("t%d", i), fmt.Sprintf("n%d", i))
+		out.Networks[0].Network = network
+		return out
+	}
+	want := func(what string, nodes ...string) {
+		t.Helper()
+		var got []string
+		for _, id := range sortedKeys(one.peers) {
+			switch p := one.peers[id]; {
+			case p.GetAddr() != "" && len(p.GetEspKeys()) == 1:
+				got = append(got, id)
+			case p.GetAddr() != "" || len(p.GetEspKeys()) > 0:
+				t.Errorf("%s: half told of %v", what, p)
+			}
+		}
+		if !slices.Equal(got, nodes) {
+			t.Errorf("%s: n1 sends to %v, want %v", what, got, nodes)
+		}
+		u, _ := m.Complete(one.id)
+		whole := &follower{peers: map[string]*skepv1.NetworkPeer{}}
+		whole.take(u)
+		if fmt.Sprint(whole.peers) != fmt.Sprint(one.peers) {
+			t.Errorf("%s: n1 knows %v, a new one would know %v", what, one.peers, whole.peers)
+		}
+	}
+	const up, down = api.NodeStatus_READY, api.NodeStatus_DOWN
+	for i := 1; i <= 3; i++ {
+		put(i, fmt.Sprintf("192.0.2.%d", i), up)
+		one.hear(m.Apply(model.Event{Table: model.Tasks, New: task(i)}))
+	}
+	want("at first", "n2", "n3")
+	put(2, "192.0.2.2", down)
+	want("lost, and nobody else has its address", "n2", "n3")
+	put(4, "192.0.2.2", up)
+	want("another has it", "n3")
+	one.hear(m.Apply(model.Event{Table: model.Tasks, New: task(4)}))
+	want("and is in the network", "n3", "n4")
+	put(4, "192.0.2.2", down)
+	want("which is lost as well", "n2", "n3", "n4")
+	put(2, "192.0.2.2", up)
+	want("the first is back", "n2", "n3")
+	put(2, "192.0.2.9", up)
+	want("it moves", "n2", "n3", "n4")
+	put(2, "192.0.2.2", up)
+	want("and back", "n2", "n3")
+	one.hear(m.Apply(model.Event{Kind: model.Remove, Table: model.Tasks, Old: task(2)}))
+	one.hear(m.Apply(model.Event{Kind: model.Remove, Table: model.Nodes, Old: stored[2]}))
+	want("it is removed", "n3", "n4")
 }

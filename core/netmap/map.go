@@ -77,6 +77,7 @@ type service struct {
 // Map is what is known of all networks. It is not safe for concurrent use.
 type Map struct {
 	nodes    map[string]*node
+	hosts    map[string]map[string]bool // nodes by address
 	networks map[string]*network
 	services map[string]*service
 	tasks    map[string]map[string]*skepv1.OverlayEndpoint // by task and network
@@ -87,7 +88,7 @@ type Map struct {
 // New returns the map of a stored state.
 func New(v View) *Map {
 	m := &Map{
-		nodes: map[string]*node{}, networks: map[string]*network{}, services: map[string]*service{},
+		nodes: map[string]*node{}, hosts: map[string]map[string]bool{}, networks: map[string]*network{}, services: map[string]*service{},
 		tasks: map[string]map[string]*skepv1.OverlayEndpoint{}, port: v.Cluster().GetVXLANUDPPort(),
 		keys: pki.NetworkKeys(v.Cluster(), pki.OverlayKeys),
 	}
@@ -257,8 +258,9 @@ func (m *Map) putNode(id string, stored *api.Node) []Notice {
 	n := m.node(id)
 	old := n.stored
 	n.stored = stored
+	m.putHost(id, dataAddr(old), n.addr())
 	if stored == nil && len(n.tasks) == 0 {
-		out := m.setEndpoints(id, nil)
+		out := append(m.setEndpoints(id, nil), m.twinsChanged(id, old, nil)...)
 		delete(m.nodes, id)
 		return out
 	}
@@ -267,6 +269,7 @@ func (m *Map) putNode(id string, stored *api.Node) []Notice {
 		out = append(out, Notice{id, Key{Kind: Local}})
 	}
 	out = append(out, m.peerChanged(id, old, stored)...)
+	out = append(out, m.twinsChanged(id, old, stored)...)
 	was := &node{stored: old}
 	if old == nil || was.addr() != n.addr() || was.alive() != n.alive() || was.keepsSource() != n.keepsSource() {
 		for taskID, t := range n.tasks {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
@@ -37,6 +38,61 @@ func (m *Map) peerChanged(id string, old, now *api.Node) []Notice {
 	return out
 }
 
+// putHost notes the address of a node, which may be empty.
+func (m *Map) putHost(id, old, now string) {
+	if old == now {
+		return
+	}
+	if delete(m.hosts[old], id); len(m.hosts[old]) == 0 {
+		delete(m.hosts, old)
+	}
+	if now == "" {
+		return
+	}
+	if m.hosts[now] == nil {
+		m.hosts[now] = map[string]bool{}
+	}
+	m.hosts[now][id] = true
+}
+
+// replaced reports whether a node is lost and another one is alive at its address: the machine
+// was installed anew, say.
+func (m *Map) replaced(n *node) bool {
+	if n.alive() {
+		return false
+	}
+	for id := range m.hosts[n.addr()] {
+		if m.nodes[id].alive() {
+			return true
+		}
+	}
+	return false
+}
+
+// twinsChanged says who must hear of all nodes at the address of one that came there, went, was
+// lost or is back: some may be replaced now, or not any more.
+func (m *Map) twinsChanged(id string, old, now *api.Node) []Notice {
+	was, is := &node{stored: old}, &node{stored: now}
+	if was.addr() == is.addr() && was.alive() == is.alive() {
+		return nil
+	}
+	var out []Notice
+	for _, addr := range slices.Compact([]string{was.addr(), is.addr()}) {
+		twins := m.hosts[addr]
+		if len(twins) == 1 && twins[id] {
+			continue // alone
+		}
+		for networkID, n := range m.networks {
+			for twin := range twins {
+				if n.members[twin] > 0 && n.record.GetEncryption() == model.ESP {
+					out = append(out, m.toPeers(networkID, twin)...)
+				}
+			}
+		}
+	}
+	return out
+}
+
 func epoch(n *api.Node) string {
 	return n.GetDescription().GetEngine().GetLabels()[model.ESPEpochLabel]
 }
@@ -57,7 +113,11 @@ func (m *Map) peerRecord(networkID, nodeID, to string) *skepv1.NetworkPeer {
 	}
 	r := &skepv1.NetworkPeer{Key: &skepv1.PeerKey{NetworkId: networkID, NodeId: nodeID}, Addr: n.addr()}
 	if m.networks[networkID].record.GetEncryption() == model.ESP {
-		r.EspKeys = m.espKeys(to, nodeID)
+		if m.replaced(n) {
+			r.Addr = "" // associations are told apart by addresses: this one's are the other node's
+		} else {
+			r.EspKeys = m.espKeys(to, nodeID)
+		}
 		return r
 	}
 	var newest []byte

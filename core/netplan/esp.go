@@ -55,7 +55,7 @@ type ESP struct {
 	// Untold are the nodes whose keys no manager has said yet: what the kernel has of them
 	// stays as it is.
 	Untold map[netip.Addr]bool
-	// Clashes name what cannot be, since two nodes send with one index.
+	// Clashes name what cannot be, since two nodes send, or are sent to, with one index.
 	Clashes []string
 }
 
@@ -94,9 +94,14 @@ func (s *State) ESP(networks []string) ESP {
 				} else {
 					from[in.SAID], out.SAs[in.SAID] = id, in
 				}
+				if !k.GetSending() {
+					continue
+				}
 				send := SA{SAID: SAID{at, k.GetOutSpi()}, Src: local, Key: ESPKey(k.GetOutKey()), Generation: k.GetGeneration()}
-				if k.GetSending() {
-					out.SAs[send.SAID] = send
+				if other, taken := from[send.SAID]; taken {
+					out.Clashes = append(out.Clashes, fmt.Sprintf("what is sent to node %s at %s cannot be told from what is sent to node %s: both have index %#08x", id, at, other, send.SPI))
+				} else {
+					from[send.SAID], out.SAs[send.SAID] = id, send
 					out.Ways[at] = ESPWay{Src: local, SAID: send.SAID}
 				}
 			}

@@ -137,6 +137,28 @@ func TestESPOfAMovedNode(t *testing.T) {
 	}
 }
 
+// TestESPOfTwoWithOneAddress: what is sent there is encrypted for the first, as what comes from
+// there is decrypted for it.
+func TestESPOfTwoWithOneAddress(t *testing.T) {
+	s := espState("a")
+	one := espPeer("a", "node2", 2)
+	s.Merge(&skepv1.NetworkUpdate{Version: 2, Peers: []*skepv1.NetworkPeer{one}})
+	first := s.ESP([]string{"a"})
+	twin := espPeer("a", "node3", 2)
+	twin.Addr = "192.0.2.2"
+	for i, k := range twin.EspKeys {
+		k.InSpi, k.OutKey = one.EspKeys[i].GetInSpi(), bytes.Repeat([]byte{9}, 20)
+	}
+	s.Merge(&skepv1.NetworkUpdate{Version: 3, Peers: []*skepv1.NetworkPeer{twin}})
+	both := s.ESP([]string{"a"})
+	if ops := both.Diff(first); len(ops) > 0 {
+		t.Errorf("the second changes %v", ops)
+	}
+	if text := strings.Join(both.Clashes, "\n"); !strings.Contains(text, "sent to node node3 at 192.0.2.2 cannot be told from what is sent to node node2") {
+		t.Errorf("clashes %q", text)
+	}
+}
+
 // TestESPEndpointsAreNoneOfItsBusiness: VXLAN knows what is behind a node.
 func TestESPEndpointsAreNoneOfItsBusiness(t *testing.T) {
 	s := espState("n1")
