@@ -144,12 +144,7 @@ func (d *Dataplane) encryptions() []string {
 
 // probeWireGuard makes a device of the kernel in a namespace of its own.
 func (d *Dataplane) probeWireGuard() error {
-	path := filepath.Join(d.cfg.ExecDir, ".probe-wg")
-	if err := makeNamespace(path); err != nil {
-		return err
-	}
-	err := withinPath(path, func(ns netns.NsHandle) error { return wireguard.MakeKernel(d.host, ns, 1420) })
-	return errors.Join(err, removeNamespace(path))
+	return tryWithin(filepath.Join(d.cfg.ExecDir, ".probe-wg"), func(ns netns.NsHandle) error { return wireguard.MakeKernel(d.host, ns, 1420) })
 }
 
 // apart reports whether a network has a namespace of its own: one that WireGuard encrypts.

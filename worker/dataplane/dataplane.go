@@ -588,13 +588,7 @@ func (d *Dataplane) tidySwitch(x *drift) error {
 		}
 		return errors.Join(d.ensureMesh(&drift{repair: true}), d.closeSwitch())
 	}
-	vnis := map[uint32]bool{}
-	for _, n := range needed {
-		for _, g := range netplan.Segments(n) {
-			vnis[g.VNI] = true
-		}
-	}
-	return d.fabric.keepOnly(vnis, x)
+	return d.fabric.keepOnly(segmentNames(needed), x)
 }
 
 // Retain implements runtime.Network.

@@ -30,8 +30,8 @@ import (
 // Three locks keep what is clear out and in. VXLAN packets carry a mark from the switch to the
 // host's choice of a route, which nothing else can: only with it are packets to the port
 // encrypted, all others are blocked. What arrives at the port must have come by an association
-// of ours. And two rules of the host close what policies do not see: packets of the host to
-// itself, and sockets of those who may set marks.
+// of ours. And rules of the host close what policies do not see: packets of the host to itself,
+// and sockets of those who may set marks; and what is sent while somebody has removed policies.
 type esp struct {
 	memory *espMemory
 	rules  watched // the host's table
@@ -40,8 +40,12 @@ type esp struct {
 	clashes []string // that were logged
 }
 
-// metaKeySecpath loads whether a packet came by IPsec; the nftables library does not know it.
-const metaKeySecpath expr.MetaKey = 25
+// metaKeySecpath loads whether a packet came by IPsec, rtKeyXfrm whether it is about to go by it;
+// the nftables library does not know them.
+const (
+	metaKeySecpath expr.MetaKey = 25
+	rtKeyXfrm      expr.RtKey   = 4
+)
 
 // espLink begins the names of VXLAN devices that ESP encrypts.
 const espLink = "es"
@@ -50,22 +54,17 @@ func (d *Dataplane) canESP() bool { return slices.Contains(d.encryption, model.E
 
 // probeESP makes all that ESP needs in a namespace of its own.
 func (d *Dataplane) probeESP() error {
-	path := filepath.Join(d.cfg.ExecDir, ".probe-esp")
-	if err := makeNamespace(path); err != nil {
-		return err
-	}
 	families := []netip.Addr{netip.MustParseAddr("192.0.2.1")}
 	if _, err := os.Stat("/proc/net/if_inet6"); err == nil {
 		families = append(families, netip.MustParseAddr("2001:db8::1"))
 	}
-	err := withinPath(path, func(ns netns.NsHandle) error {
+	return tryWithin(filepath.Join(d.cfg.ExecDir, ".probe-esp"), func(ns netns.NsHandle) error {
 		errs := []error{espMarks().write(ns)}
 		for _, a := range families {
 			errs = append(errs, probeFamily(ns, a), d.espRules(a).write(ns))
 		}
 		return errors.Join(errs...)
 	})
-	return errors.Join(err, removeNamespace(path))
 }
 
 func probeFamily(ns netns.NsHandle, a netip.Addr) error {
@@ -104,23 +103,31 @@ func espMarks() *ruleset {
 //
 //	table ip skepXXXXXXXX_esp {
 //	  chain input  { type filter hook input priority -300; udp dport 21819 meta secpath missing drop }
-//	  chain output { type filter hook output priority -300; udp dport 21819 meta mark 0xe50000 drop }
+//	  chain output {
+//	    type filter hook output priority -300
+//	    udp dport 21819 rt ipsec missing drop
+//	    udp dport 21819 meta mark 0xe50000 drop
+//	  }
 //	}
 //
-// What the switch marks has lost its mark when it gets to the output: only who marks packets
-// himself is caught there.
+// A packet gets to the output before it is encrypted, with its route, which says whether it will
+// be: without policies it would not. What the switch marks has lost its mark there: only who
+// marks packets himself is caught by that.
 func (d *Dataplane) espRules(local netip.Addr) *ruleset {
 	t := &nftables.Table{Family: family(local), Name: d.bridge + "_esp"}
 	toPort := slices.Concat(protocol(17), destinationPort(model.ESPPort))
 	bare := slices.Concat(toPort, []expr.Any{
 		&expr.Meta{Key: metaKeySecpath, Register: reg0}, &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{0}},
 	}, drop())
+	clear := slices.Concat(toPort, []expr.Any{
+		&expr.Rt{Register: reg0, Key: rtKeyXfrm}, &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{0}},
+	}, drop())
 	marked := slices.Concat(toPort, []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg0}, &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: binaryutil.NativeEndian.PutUint32(espMark)},
 	}, drop())
 	return &ruleset{table: t, chains: []*ruleChain{
 		{baseChain(t, "input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityRaw), []rule{{exprs: bare}}},
-		{baseChain(t, "output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw), []rule{{exprs: marked}}},
+		{baseChain(t, "output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw), []rule{{exprs: clear}, {exprs: marked}}},
 	}}
 }
 
@@ -314,7 +321,8 @@ func (d *Dataplane) tidyESP(x *drift) error {
 		none := netplan.ESP{}
 		errs := []error{d.syncESP(k, have, local, none, true, x)}
 		for i, g := range k.guards() {
-			if have.guards[i] && x.add(kindRules, "ESP: the policy %s guards UDP port %d without reason", g.Dir, model.ESPPort) {
+			// Another daemon of this host may need them.
+			if have.guards[i] && !have.others && x.add(kindRules, "ESP: the policy %s guards UDP port %d without reason", g.Dir, model.ESPPort) {
 				errs = append(errs, k.h.XfrmPolicyDel(g))
 			}
 		}

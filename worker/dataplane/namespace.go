@@ -113,6 +113,15 @@ func withinPath(path string, f func(ns netns.NsHandle) error) error {
 	return within(ns, func() error { return f(ns) })
 }
 
+// tryWithin runs f in a new namespace that is gone afterwards. One that is there was left by a
+// process that ended meanwhile, with what f is about to make.
+func tryWithin(path string, f func(ns netns.NsHandle) error) error {
+	if err := errors.Join(removeNamespace(path), makeNamespace(path)); err != nil {
+		return err
+	}
+	return errors.Join(withinPath(path, f), removeNamespace(path))
+}
+
 func handleAt(path string) (*netlink.Handle, error) {
 	ns, h, err := openAt(path)
 	if err == nil {

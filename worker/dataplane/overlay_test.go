@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -533,8 +534,15 @@ func TestRepair(t *testing.T) {
 		})
 	}
 	for name, wreck := range map[string]func() error{
-		"VXLAN device":    func() error { return del(n.switchNS(), vxlanName(4097)) },
-		"bridge":          func() error { return del(n.switchNS(), bridgeName(4097)) },
+		"VXLAN device": func() error { return del(n.switchNS(), vxlanName(4097)) },
+		"bridge":       func() error { return del(n.switchNS(), bridgeName(4097)) },
+		"former network's device": func() error { // of the same number, which was encrypted
+			return inSwitch(n, bridgeName(4097), func(bridge netlink.Link) error {
+				attrs := netlink.NewLinkAttrs()
+				attrs.Name, attrs.MasterIndex = espName(4097), bridge.Attrs().Index
+				return netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: 4097, Port: model.ESPPort})
+			})
+		},
 		"link":            func() error { return del(client, "eth0") },
 		"way out":         func() error { return del(client, "eth1") },
 		"ingress":         func() error { return del(n.path, n.ingressLink()) },
@@ -649,6 +657,14 @@ func TestRepair(t *testing.T) {
 			wantNames(t, client, "web", dns.TypeA, "NOERROR", "10.0.1.100")
 			wantWho(t, outside, "tcp4", "192.0.2.1:8080", "edge", "10.0.0.200")
 		})
+	}
+}
+
+// TestSegmentNames: of two networks with one number only the links of that which is there stay.
+func TestSegmentNames(t *testing.T) {
+	n := sealed(model.ESP)[1]
+	if got := segmentNames([]*skepv1.OverlayNetwork{n, nets()[1]}); !maps.Equal(got, map[string]bool{"br4105": true, "es4105": true, "br4097": true, "vx4097": true}) {
+		t.Errorf("%v stay", got)
 	}
 }
 

@@ -256,13 +256,8 @@ func (d *Dataplane) ensureSource(ns netns.NsHandle, h *netlink.Handle, s *sandbo
 
 // probeSource tries the rules out in a namespace of their own.
 func (d *Dataplane) probeSource() error {
-	path := filepath.Join(d.cfg.ExecDir, ".probe")
-	if err := makeNamespace(path); err != nil {
-		return err
-	}
-	err := withinPath(path, func(ns netns.NsHandle) error {
+	return tryWithin(filepath.Join(d.cfg.ExecDir, ".probe"), func(ns netns.NsHandle) error {
 		s := &answering{eth: "lo", subnet: netip.MustParsePrefix("10.0.0.0/24"), local: netip.MustParseAddr("10.0.0.1")}
 		return errors.Join(sourceRules(nftables.TableFamilyIPv4, s).write(ns), egressRules(s.eth).write(ns))
 	})
-	return errors.Join(err, removeNamespace(path))
 }

@@ -33,6 +33,27 @@ func bridgeName(vni uint32) string { return fmt.Sprintf("br%d", vni) }
 func vxlanName(vni uint32) string  { return fmt.Sprintf("vx%d", vni) }
 func espName(vni uint32) string    { return fmt.Sprintf(espLink+"%d", vni) }
 
+// deviceName names the VXLAN device of a network's segment.
+func deviceName(n *skepv1.OverlayNetwork, vni uint32) string {
+	if netplan.ByESP(n) {
+		return espName(vni)
+	}
+	return vxlanName(vni)
+}
+
+// segmentNames returns the names of the links that are the segments of some networks.
+func segmentNames(networks []*skepv1.OverlayNetwork) map[string]bool {
+	out := map[string]bool{}
+	for _, n := range networks {
+		for _, g := range netplan.Segments(n) {
+			if out[bridgeName(g.VNI)] = true; !isBridge(n) {
+				out[deviceName(n, g.VNI)] = true
+			}
+		}
+	}
+	return out
+}
+
 // portName names the switch's end of a container's link to a network.
 func portName(containerID, network string) string {
 	sum := sha256.Sum256([]byte(containerID + "/" + network))
@@ -206,10 +227,6 @@ func (d *Dataplane) ensureNetwork(f *fabric, n *skepv1.OverlayNetwork, x *drift)
 // ensureSegments makes or mends a bridge and a VXLAN device like the one given for each segment
 // of a network.
 func (f *fabric) ensureSegments(n *skepv1.OverlayNetwork, want netlink.Vxlan, x *drift) error {
-	nameOf := vxlanName
-	if netplan.ByESP(n) {
-		nameOf = espName
-	}
 	var errs []error
 	for _, g := range netplan.Segments(n) {
 		what := fmt.Sprintf("network %s, VXLAN %d", n.GetName(), g.VNI)
@@ -218,7 +235,7 @@ func (f *fabric) ensureSegments(n *skepv1.OverlayNetwork, want netlink.Vxlan, x 
 			errs = append(errs, err)
 			continue
 		}
-		want.Name, want.VxlanId, want.Proxy = nameOf(g.VNI), int(g.VNI), true
+		want.Name, want.VxlanId, want.Proxy = deviceName(n, g.VNI), int(g.VNI), true
 		vxlan, err := f.ensureVXLAN(bridge, &want, x, what)
 		if err != nil || vxlan == nil {
 			errs = append(errs, err)
@@ -354,8 +371,9 @@ func (f *fabric) ensureVXLAN(bridge netlink.Link, want *netlink.Vxlan, x *drift,
 	return link, nil
 }
 
-// keepOnly removes the segments that are not listed.
-func (f *fabric) keepOnly(vnis map[uint32]bool, x *drift) error {
+// keepOnly removes the links of segments that are not named. A network that is made anew in
+// another way has its number: what is left of the former one must not stay in its bridge.
+func (f *fabric) keepOnly(names map[string]bool, x *drift) error {
 	links, err := dump(func() ([]netlink.Link, error) { return f.h.LinkList() })
 	if err != nil {
 		return fmt.Errorf("list links of the switch: %w", err)
@@ -364,14 +382,16 @@ func (f *fabric) keepOnly(vnis map[uint32]bool, x *drift) error {
 	for _, l := range links {
 		name := l.Attrs().Name
 		var vni uint32
-		if _, err := fmt.Sscanf(name[min(2, len(name)):], "%d", &vni); err != nil || vnis[vni] ||
+		if _, err := fmt.Sscanf(name[min(2, len(name)):], "%d", &vni); err != nil || names[name] ||
 			!strings.HasPrefix(name, "br") && !strings.HasPrefix(name, "vx") && !strings.HasPrefix(name, espLink) {
 			continue
 		}
 		if !x.add(kindLink, "link %s of the switch serves no network", name) {
 			continue
 		}
-		delete(f.links, vni)
+		if at := f.links[vni]; at.bridge == l.Attrs().Index || at.vxlan == l.Attrs().Index {
+			delete(f.links, vni)
+		}
 		errs = append(errs, f.h.LinkDel(l))
 	}
 	return errors.Join(errs...)

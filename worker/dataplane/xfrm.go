@@ -188,6 +188,8 @@ type observed struct {
 	counters map[netplan.SAID]counters
 	// guards says which of xfrm.guards are there.
 	guards []bool
+	// others is set if associations or ways like ours are of a node with another address.
+	others bool
 }
 
 // observe returns what the kernel has of ours, of a node with some addresses.
@@ -203,8 +205,12 @@ func (x *xfrm) observe(mine map[netip.Addr]bool) (observed, error) {
 	}
 	for _, m := range messages {
 		sa, c, ours := readSA(m)
-		if ours && sa.Dst.Is6() == x.v6 && (mine[sa.Src] || mine[sa.Dst]) {
+		switch {
+		case !ours || sa.Dst.Is6() != x.v6:
+		case mine[sa.Src] || mine[sa.Dst]:
 			out.SAs[sa.SAID], out.counters[sa.SAID] = sa, c
+		default:
+			out.others = true
 		}
 	}
 	policies, err := dump(func() ([]netlink.XfrmPolicy, error) { return x.h.XfrmPolicyList(x.family()) })
@@ -223,6 +229,8 @@ func (x *xfrm) observe(mine map[netip.Addr]bool) (observed, error) {
 		w := netplan.ESPWay{Src: addrOf(p.Src.IP), SAID: netplan.SAID{Dst: addrOf(p.Dst.IP), SPI: uint32(p.Tmpls[0].Spi)}}
 		if mine[w.Src] {
 			out.Ways[w.Dst] = w
+		} else {
+			out.others = true
 		}
 	}
 	return out, nil
