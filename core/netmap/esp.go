@@ -21,8 +21,21 @@ const (
 // espKeys are what a node must know to talk to another: for each of the cluster's keys, newest
 // first, one for each direction. All are received with. The second is sent with: everybody has
 // been told the newest one before it becomes the second, and still has the second when it
-// becomes the third. None without the addresses and epochs of both.
+// becomes the third. None without the addresses and epochs of both. In an update they are
+// derived once for all networks.
 func (m *Map) espKeys(node, other string) []*skepv1.EspKey {
+	keys, known := m.derived[other]
+	if !known {
+		if m.derived == nil {
+			m.derived = map[string][]*skepv1.EspKey{}
+		}
+		keys = m.deriveESP(node, other)
+		m.derived[other] = keys
+	}
+	return keys
+}
+
+func (m *Map) deriveESP(node, other string) []*skepv1.EspKey {
 	a, b := m.nodes[node], m.nodes[other]
 	if a == nil || b == nil || epoch(a.stored) == "" || epoch(b.stored) == "" {
 		return nil

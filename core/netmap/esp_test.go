@@ -195,3 +195,34 @@ func TestESPOfAReplacedNode(t *testing.T) {
 	one.hear(m.Apply(model.Event{Kind: model.Remove, Table: model.Nodes, Old: stored[2]}))
 	want("it is removed", "n3", "n4")
 }
+
+// TestESPKeysAreDerivedOnce: nodes that share several networks have the same keys in all, which
+// an update derives once; the next one derives them anew.
+func TestESPKeysAreDerivedOnce(t *testing.T) {
+	m := New(&records{})
+	m.Apply(model.Event{Table: model.Clusters, New: generations(5, 4, 3)})
+	for i := 1; i <= 2; i++ {
+		m.Apply(model.Event{Table: model.Nodes, New: espNode(i, "epoch")})
+		task := encryptedTask(fmt.Sprintf("t%d", i), fmt.Sprintf("n%d", i))
+		task.Networks = nil
+		for _, id := range []string{"a", "b"} {
+			network := encryptedNetwork()
+			network.Id, network.DriverState.Options[model.EncryptionOption] = id, model.ESP
+			m.Apply(model.Event{Table: model.Networks, New: network})
+			task.Networks = append(task.Networks, &api.NetworkAttachment{Network: network, Addresses: []string{"10.0.1.9/24"}})
+		}
+		m.Apply(model.Event{Table: model.Tasks, New: task})
+	}
+	whole, told := m.Complete("n1")
+	var before []*skepv1.EspKey
+	for _, u := range []*skepv1.NetworkUpdate{whole, m.Update("n1", told, []Key{{Kind: Peer, Network: "a"}, {Kind: Peer, Network: "b", ID: "n2"}})} {
+		if len(u.GetPeers()) != 2 {
+			t.Fatalf("n1 hears of %v", u.GetPeers())
+		}
+		a, b := u.GetPeers()[0].GetEspKeys(), u.GetPeers()[1].GetEspKeys()
+		if len(a) != 3 || !slices.Equal(a, b) || slices.Equal(a, before) {
+			t.Errorf("keys %v in one network, %v in the other, %v before: want the same, derived once", a, b, before)
+		}
+		before = a
+	}
+}

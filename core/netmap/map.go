@@ -83,6 +83,9 @@ type Map struct {
 	tasks    map[string]map[string]*skepv1.OverlayEndpoint // by task and network
 	port     uint32
 	keys     []*api.EncryptionKey // what keys of nodes are derived from, newest first
+	// derived are the keys for ESP between the node that an update is made for and others: the
+	// same in all their networks. Nil before the first in an update.
+	derived map[string][]*skepv1.EspKey
 }
 
 // New returns the map of a stored state.

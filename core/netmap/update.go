@@ -17,6 +17,7 @@ type Told struct {
 
 // Complete returns everything that a node must know, and what it then was told.
 func (m *Map) Complete(nodeID string) (*skepv1.NetworkUpdate, *Told) {
+	m.derived = nil
 	told := &Told{networks: map[string]map[string]bool{}, services: map[string]bool{}, peers: map[string]map[string]bool{}}
 	u := &skepv1.NetworkUpdate{Complete: true, Node: localRecord(m.node(nodeID).stored, m.port)}
 	if u.GetNode().GetId() == "" {
@@ -64,6 +65,7 @@ func (m *Map) tellNetwork(u *skepv1.NetworkUpdate, told *Told, id, to string) {
 
 // Update returns what keys mean for a node that was told before.
 func (m *Map) Update(nodeID string, told *Told, keys []Key) *skepv1.NetworkUpdate {
+	m.derived = nil
 	u := new(skepv1.NetworkUpdate)
 	keys = slices.Clone(keys)
 	slices.SortFunc(keys, func(a, b Key) int {
