@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"maps"
 	"strconv"
 
@@ -30,23 +31,12 @@ until the nodes that are there have taken up the one before, two minutes at most
 				return err
 			}
 			defer d.Close() //nolint:errcheck // only idle connections
-			s, err := d.SwarmInspect(c.Context(), client.SwarmInspectOptions{})
-			if err != nil {
+			var count uint64
+			err = retryConflict(c.Context(), func() (err error) {
+				count, err = askRotation(c.Context(), d)
 				return err
-			}
-			spec := s.Swarm.Spec
-			count, err := strconv.ParseUint(spec.Labels[model.RotateLabel], 10, 64)
+			})
 			if err != nil {
-				count = 0 // the first time; or somebody wrote something else, which is replaced
-			}
-			count++
-			labels := maps.Clone(spec.Labels)
-			if labels == nil {
-				labels = map[string]string{}
-			}
-			labels[model.RotateLabel] = strconv.FormatUint(count, 10)
-			spec.Labels = labels
-			if _, err := d.SwarmUpdate(c.Context(), client.SwarmUpdateOptions{Version: s.Swarm.Version, Spec: spec}); err != nil {
 				return err
 			}
 			if a.json {
@@ -56,4 +46,25 @@ until the nodes that are there have taken up the one before, two minutes at most
 			return nil
 		},
 	}
+}
+
+// askRotation asks for a change of keys and returns how many people have asked for.
+func askRotation(ctx context.Context, d *client.Client) (count uint64, err error) {
+	s, err := d.SwarmInspect(ctx, client.SwarmInspectOptions{})
+	if err != nil {
+		return 0, err
+	}
+	spec := s.Swarm.Spec
+	if count, err = strconv.ParseUint(spec.Labels[model.RotateLabel], 10, 64); err != nil {
+		count = 0 // the first time; or somebody wrote something else, which is replaced
+	}
+	count++
+	labels := maps.Clone(spec.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[model.RotateLabel] = strconv.FormatUint(count, 10)
+	spec.Labels = labels
+	_, err = d.SwarmUpdate(ctx, client.SwarmUpdateOptions{Version: s.Swarm.Version, Spec: spec})
+	return count, err
 }
