@@ -53,8 +53,11 @@ func (d *Dataplane) apply(u *skepv1.NetworkUpdate) error {
 	written := make(chan error, 1)
 	go func() { written <- d.journal.add(p.Update, d.want) }()
 	var errs []error
+	held := false
 	if !whole {
-		errs = append(errs, d.updateESP(p.Encrypted, false), d.forward(p.Route, true))
+		var err error
+		held, err = d.updateESP(p.Encrypted, false)
+		errs = append(errs, err, d.forward(p.Route, true))
 	}
 	errs = append(errs, <-written)
 	d.names.leave(p)
@@ -66,7 +69,11 @@ func (d *Dataplane) apply(u *skepv1.NetworkUpdate) error {
 	d.names.merge(p)
 	errs = append(errs, d.end(p.End))
 	if !whole {
-		errs = append(errs, d.forward(p.Unroute, false), d.updateCrypts(p.Encrypted, true), d.updateESP(p.Encrypted, true))
+		errs = append(errs, d.forward(p.Unroute, false), d.updateCrypts(p.Encrypted, true))
+	}
+	if held {
+		_, err := d.updateESP(p.Encrypted, true)
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -188,9 +195,7 @@ func (d *Dataplane) converge(x *drift) error {
 		if err != nil {
 			return err
 		}
-		if err := again(f.look); err != nil {
-			return err
-		}
+		errs = append(errs, again(f.look)) // without it ports are set up as new ones
 		for _, n := range needed {
 			x.at(n.GetId())
 			errs = append(errs, d.ensureNetwork(f, n, x))

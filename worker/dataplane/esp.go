@@ -55,7 +55,7 @@ func (d *Dataplane) canESP() bool { return slices.Contains(d.encryption, model.E
 // probeESP makes all that ESP needs in a namespace of its own.
 func (d *Dataplane) probeESP() error {
 	families := []netip.Addr{netip.MustParseAddr("192.0.2.1")}
-	if _, err := os.Stat("/proc/net/if_inet6"); err == nil {
+	if kernelHasIPv6() {
 		families = append(families, netip.MustParseAddr("2001:db8::1"))
 	}
 	return tryWithin(filepath.Join(d.cfg.ExecDir, ".probe-esp"), func(ns netns.NsHandle) error {
@@ -119,7 +119,7 @@ func (d *Dataplane) espRules(local netip.Addr) *ruleset {
 	bare := slices.Concat(toPort, []expr.Any{
 		&expr.Meta{Key: metaKeySecpath, Register: reg0}, &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{0}},
 	}, drop())
-	clear := slices.Concat(toPort, []expr.Any{
+	unsealed := slices.Concat(toPort, []expr.Any{
 		&expr.Rt{Register: reg0, Key: rtKeyXfrm}, &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{0}},
 	}, drop())
 	marked := slices.Concat(toPort, []expr.Any{
@@ -127,7 +127,7 @@ func (d *Dataplane) espRules(local netip.Addr) *ruleset {
 	}, drop())
 	return &ruleset{table: t, chains: []*ruleChain{
 		{baseChain(t, "input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityRaw), []rule{{exprs: bare}}},
-		{baseChain(t, "output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw), []rule{{exprs: clear}, {exprs: marked}}},
+		{baseChain(t, "output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityRaw), []rule{{exprs: unsealed}, {exprs: marked}}},
 	}}
 }
 
@@ -197,6 +197,9 @@ func (d *Dataplane) ensureESP(networks []string, x *drift) error {
 		return err
 	}
 	return d.withXfrm(func(k *xfrm, local netip.Addr) error {
+		if err := d.leaveFamily(local, x); err != nil {
+			return err
+		}
 		have, err := k.observe(d.mine(local))
 		if err != nil {
 			return err
@@ -214,29 +217,33 @@ func (d *Dataplane) ensureESP(networks []string, x *drift) error {
 		if err := errors.Join(f.marks.ensure(f.ns, x, "ESP, switch"), d.esp.rules.ensure(d.hostNS, x, "ESP, host")); err != nil {
 			return err
 		}
-		return d.syncESP(k, have, local, d.want.ESP(networks), true, x)
+		_, err = d.syncESP(k, have, local, d.want.ESP(networks), true, x)
+		return err
 	})
 }
 
 // updateESP programs what an update changed in the networks given, of all that ESP encrypts
-// here. What is gone stays unless all is set, for those who still send by it. Callers hold mu.
-func (d *Dataplane) updateESP(changed []string, all bool) error {
+// here. What is gone stays unless all is set, for those who still send by it; held is set if
+// something did. Callers hold mu.
+func (d *Dataplane) updateESP(changed []string, all bool) (held bool, err error) {
 	switched, _ := d.needed()
 	networks := byESP(switched)
 	if !slices.ContainsFunc(changed, func(id string) bool { return slices.Contains(networks, id) }) {
-		return nil
+		return false, nil
 	}
-	return d.withXfrm(func(k *xfrm, local netip.Addr) error {
+	err = d.withXfrm(func(k *xfrm, local netip.Addr) error {
 		have, err := k.observe(d.mine(local))
 		if err != nil {
 			return err
 		}
-		return d.syncESP(k, have, local, d.want.ESP(networks), all, &drift{repair: true})
+		held, err = d.syncESP(k, have, local, d.want.ESP(networks), all, &drift{repair: true})
+		return err
 	})
+	return held || err != nil && !all, err
 }
 
-// syncESP makes associations and ways those wanted.
-func (d *Dataplane) syncESP(k *xfrm, have observed, local netip.Addr, want netplan.ESP, all bool, x *drift) error {
+// syncESP makes associations and ways those wanted; without all it holds removals back.
+func (d *Dataplane) syncESP(k *xfrm, have observed, local netip.Addr, want netplan.ESP, all bool, x *drift) (held bool, err error) {
 	for _, text := range want.Clashes {
 		x.say(kindForward, "ESP: %s, until keys are changed: skep net rotate-keys", text)
 		if !slices.Contains(d.esp.clashes, text) {
@@ -245,20 +252,24 @@ func (d *Dataplane) syncESP(k *xfrm, have observed, local netip.Addr, want netpl
 	}
 	d.esp.clashes = want.Clashes
 	m := d.esp.memory
-	m.Local = local
+	if x.repair { // else what is of another address is still to be removed
+		m.Local = local
+	}
 	ops := want.Diff(have.ESP)
 	if !all {
-		ops = netplan.Additions(ops)
+		additions := netplan.Additions(ops)
+		held, ops = len(additions) < len(ops), additions
 	}
 	var errs []error
 	for _, op := range ops {
 		errs = append(errs, d.doESP(k, op, have, x))
 	}
+	m.told(want.SAs, have.SAs)
 	m.forget(want.SAs, have.SAs)
 	if x.repair {
 		errs = append(errs, d.saveESP())
 	}
-	return errors.Join(errs...)
+	return held, errors.Join(errs...)
 }
 
 // doESP carries out one operation, if x allows.
@@ -314,20 +325,11 @@ func (d *Dataplane) tidyESP(x *drift) error {
 		return nil
 	}
 	return d.withXfrm(func(k *xfrm, local netip.Addr) error {
-		have, err := k.observe(d.mine(local))
-		if err != nil {
+		if err := d.leaveFamily(local, x); err != nil {
 			return err
 		}
-		none := netplan.ESP{}
-		errs := []error{d.syncESP(k, have, local, none, true, x)}
-		for i, g := range k.guards() {
-			// Another daemon of this host may need them.
-			if have.guards[i] && !have.others && x.add(kindRules, "ESP: the policy %s guards UDP port %d without reason", g.Dir, model.ESPPort) {
-				errs = append(errs, k.h.XfrmPolicyDel(g))
-			}
-		}
+		errs := []error{d.removeESP(k, local, x)}
 		if x.repair {
-			errs = append(errs, d.espRules(local).remove(d.hostNS))
 			if d.fabric != nil {
 				errs = append(errs, espMarks().remove(d.fabric.ns))
 				d.fabric.marks = watched{}
@@ -337,6 +339,40 @@ func (d *Dataplane) tidyESP(x *drift) error {
 		}
 		return errors.Join(errs...)
 	})
+}
+
+// removeESP removes what the host's kernel has of ESP for the family of an address of this node.
+func (d *Dataplane) removeESP(k *xfrm, local netip.Addr, x *drift) error {
+	have, err := k.observe(d.mine(local))
+	if err != nil {
+		return err
+	}
+	_, err = d.syncESP(k, have, local, netplan.ESP{}, true, x)
+	errs := []error{err}
+	for i, g := range k.guards() {
+		// Another daemon of this host may need them.
+		if have.guards[i] && !have.others && x.add(kindRules, "ESP: the policy %s guards UDP port %d without reason", g.Dir, model.ESPPort) {
+			errs = append(errs, k.h.XfrmPolicyDel(g))
+		}
+	}
+	if x.repair {
+		errs = append(errs, d.espRules(local).remove(d.hostNS))
+	}
+	return errors.Join(errs...)
+}
+
+// leaveFamily removes what is of this node's former address, if that was of the other family.
+func (d *Dataplane) leaveFamily(local netip.Addr, x *drift) error {
+	was := d.esp.memory.Local
+	if !was.IsValid() || was.Is6() == local.Is6() {
+		return nil
+	}
+	k, err := openXfrm(d.hostNS, was.Is6())
+	if err != nil {
+		return err
+	}
+	defer k.close()
+	return d.removeESP(k, was, x)
 }
 
 // fingerprint names a key without telling it.

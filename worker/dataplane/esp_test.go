@@ -534,7 +534,20 @@ func TestLostAssociations(t *testing.T) {
 	m.made(other)
 	m.removed(sa, counters{})
 	want("replaced by somebody", other, counters{}, false, true)
+	found := sa
+	found.SPI, found.Generation, found.Key = 3000, 0, netplan.ESPKey{}
+	m.made(found)
 	later := map[netplan.SAID]netplan.SA{{Dst: sa.Dst, SPI: 2000}: {Generation: 6}}
+	m.forget(later, nil)
+	if _, kept := m.Seen[saidText(found.SAID)]; len(m.Seen) != 1 || !kept {
+		t.Errorf("%v is remembered, want what was found, of which nothing was told", m.Seen)
+	}
+	known := found
+	known.Key, known.Generation = sa.Key, 5
+	m.told(map[netplan.SAID]netplan.SA{known.SAID: known}, map[netplan.SAID]netplan.SA{found.SAID: found})
+	if got := m.Seen[saidText(found.SAID)]; got.Generation != 5 || got.Key != fingerprint(sa.Key) {
+		t.Errorf("what was told of it: %+v", got)
+	}
 	m.forget(later, nil)
 	if len(m.Seen) != 0 {
 		t.Errorf("%v is remembered although its generation is over", m.Seen)

@@ -90,9 +90,12 @@ func (d *Dataplane) recoverESP() error {
 		return err
 	}
 	for _, sa := range have.SAs {
-		if s, known := m.Seen[saidText(sa.SAID)]; !known || s.Gone || s.Lost {
+		s, known := m.Seen[saidText(sa.SAID)]
+		another := known && sa.Key != netplan.ESPKey{} && s.Key != fingerprint(sa.Key)
+		if !known || s.Gone || s.Lost || another {
 			m.made(sa)
 		}
+		m.lost = m.lost || another // neither that key nor the one remembered shall come back
 	}
 	there := map[string]bool{}
 	for id := range have.SAs {
@@ -110,6 +113,18 @@ func (d *Dataplane) recoverESP() error {
 // made notes an association that was made.
 func (m *espMemory) made(sa netplan.SA) {
 	m.Seen[saidText(sa.SAID)] = espSeen{Key: fingerprint(sa.Key), Generation: sa.Generation}
+}
+
+// told completes what is known of those that were found in the kernel and are wanted: the kernel
+// does not tell their generation, and not everybody their key.
+func (m *espMemory) told(want, have map[netplan.SAID]netplan.SA) {
+	for id, sa := range want {
+		is, there := have[id]
+		s, known := m.Seen[saidText(id)]
+		if there && known && s.Generation == 0 && !s.Gone && !s.Lost && is.Src == sa.Src && (is.Key == sa.Key || is.Key == netplan.ESPKey{}) {
+			m.made(sa)
+		}
+	}
 }
 
 // removed notes one that was removed, and how far it had counted.
@@ -152,7 +167,7 @@ func (m *espMemory) counters(sa netplan.SA) (counters, bool) {
 }
 
 // forget drops what cannot come back: what is not in the kernel and older than all keys that
-// managers tell of.
+// managers tell of. One of which no manager has told yet is none of these.
 func (m *espMemory) forget(want, have map[netplan.SAID]netplan.SA) {
 	if len(want) == 0 {
 		return
@@ -169,7 +184,7 @@ func (m *espMemory) forget(want, have map[netplan.SAID]netplan.SA) {
 		here[saidText(id)] = true
 	}
 	for text, s := range m.Seen {
-		if !here[text] && s.Generation < oldest {
+		if !here[text] && s.Generation != 0 && s.Generation < oldest {
 			delete(m.Seen, text)
 		}
 	}

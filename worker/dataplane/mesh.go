@@ -477,6 +477,11 @@ func (d *Dataplane) ensureMesh(x *drift) error {
 	d.planMesh()
 	d.sayTaken(x)
 	var errs []error
+	if six := d.mesh.v6; six.host.rules != nil && d.want.Node().GetIngressAddr6() == "" &&
+		x.add(kindRules, "routing mesh: there are rules for IPv6, which the ingress network has not") {
+		errs = append(errs, six.inner.rules.remove(m.ns), six.host.rules.remove(d.hostNS))
+		d.mesh.v6 = meshTables{}
+	}
 	if d.mesh.moved && x.repair {
 		d.mesh.moved = false
 		errs = append(errs, d.mesh.write(d.hostNS))

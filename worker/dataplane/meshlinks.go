@@ -173,7 +173,7 @@ func (d *Dataplane) ensurePair(m *fabric, mtu int, x *drift) error {
 	ends := []end{{out, near, host, inner, false}, {m, far, inner, host, true}}
 	var errs []error
 	for _, e := range ends {
-		errs = append(errs, e.address(x, netip.PrefixFrom(e.own.v4, 32), e.other.v4))
+		errs = append(errs, ensureMTU(e.h, e.link, mtu, x, "routing mesh"), e.address(x, netip.PrefixFrom(e.own.v4, 32), e.other.v4))
 		if d.want.Node().GetIngressAddr6() != "" {
 			errs = append(errs, e.address(x, netip.PrefixFrom(e.own.v6, 128), e.other.v6))
 		}
@@ -223,7 +223,7 @@ func (d *Dataplane) ensureLeg(m, f *fabric, bridge, mtu int, addr netip.Prefix, 
 		return err
 	}
 	e := end{fabric: m, link: leg}
-	errs := []error{e.address(x, addr, netip.Addr{})}
+	errs := []error{ensureMTU(f.h, outer, mtu, x, "routing mesh"), ensureMTU(m.h, leg, mtu, x, "routing mesh"), e.address(x, addr, netip.Addr{})}
 	if six, err := netip.ParsePrefix(d.want.Node().GetIngressAddr6()); err == nil {
 		errs = append(errs, e.address(x, six, netip.Addr{}))
 	}
@@ -282,7 +282,7 @@ func (e end) address(x *drift, own netip.Prefix, peer netip.Addr) error {
 	}
 	a := &netlink.Addr{IPNet: ipNet(own)}
 	if peer.IsValid() {
-		a.Peer = ipNet(netip.PrefixFrom(peer, peer.BitLen()))
+		a.Peer = single(peer)
 	}
 	if own.Addr().Is6() {
 		a.Flags = unix.IFA_F_NODAD // nobody else has it
@@ -326,7 +326,7 @@ func (e end) ways(x *drift, other netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("list routes of %s: %w", e.name(), err)
 	}
-	to := netlink.Route{LinkIndex: index, Dst: ipNet(netip.PrefixFrom(other, other.BitLen())), Scope: netlink.SCOPE_LINK}
+	to := netlink.Route{LinkIndex: index, Dst: single(other), Scope: netlink.SCOPE_LINK}
 	if !slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Dst != nil && r.Dst.String() == to.Dst.String() }) &&
 		x.add(kindLink, "routing mesh: the route to %s is missing", other) {
 		if err := e.h.RouteReplace(&to); err != nil {

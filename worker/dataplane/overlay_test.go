@@ -523,6 +523,16 @@ func TestRepair(t *testing.T) {
 			return netlink.LinkDel(link)
 		})
 	}
+	squeeze := func(link netlink.Link) error { return netlink.LinkSetMTU(link, 1300) }
+	squeezeAt := func(path, name string) error {
+		return withinPath(path, func(netns.NsHandle) error {
+			link, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			return squeeze(link)
+		})
+	}
 	flush := func(path string) error {
 		return withinPath(path, func(netns.NsHandle) error {
 			c, err := openNFT(0) // where the thread is
@@ -534,8 +544,15 @@ func TestRepair(t *testing.T) {
 		})
 	}
 	for name, wreck := range map[string]func() error{
-		"VXLAN device": func() error { return del(n.switchNS(), vxlanName(4097)) },
-		"bridge":       func() error { return del(n.switchNS(), bridgeName(4097)) },
+		"VXLAN device":          func() error { return del(n.switchNS(), vxlanName(4097)) },
+		"bridge":                func() error { return del(n.switchNS(), bridgeName(4097)) },
+		"MTU of a bridge":       func() error { return inSwitch(n, bridgeName(4097), squeeze) },
+		"MTU of a port":         func() error { return inSwitch(n, portName("client", "n1"), squeeze) },
+		"MTU in a container":    func() error { return squeezeAt(client, "eth0") },
+		"MTU of the edge":       func() error { return squeezeAt(n.path, n.ingressLink()) },
+		"MTU of the mesh":       func() error { return squeezeAt(n.meshNS(), toHost) },
+		"MTU of the leg":        func() error { return squeezeAt(n.meshNS(), toIngress) },
+		"MTU of the leg's port": func() error { return inSwitch(n, toIngress, squeeze) },
 		"former network's device": func() error { // of the same number, which was encrypted
 			return inSwitch(n, bridgeName(4097), func(bridge netlink.Link) error {
 				attrs := netlink.NewLinkAttrs()

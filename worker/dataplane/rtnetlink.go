@@ -33,7 +33,8 @@ type rtnl struct {
 	fd   int
 	seq  uint32
 	out  []byte
-	last int // where the last request of out begins
+	from uint32 // number of the first request of out
+	last int    // where the last one begins
 	in   []byte
 }
 
@@ -64,7 +65,9 @@ func (r *rtnl) close() error { return unix.Close(r.fd) }
 // request begins a request, whose body and attributes follow; end ends it.
 func (r *rtnl) request(kind, flags uint16) {
 	r.seq++
-	r.last = len(r.out)
+	if r.last = len(r.out); r.last == 0 {
+		r.from = r.seq
+	}
 	r.out = append(r.out, make([]byte, unix.SizeofNlMsghdr)...)
 	h := r.out[r.last:]
 	binary.NativeEndian.PutUint16(h[4:], kind)
@@ -113,7 +116,7 @@ func (r *rtnl) flush(what string, ignore ...unix.Errno) error {
 	}
 	var errs []error
 	err = r.answers(func(kind, _ uint16, seq uint32, body []byte) (bool, error) {
-		if kind != unix.NLMSG_ERROR || len(body) < 4 {
+		if kind != unix.NLMSG_ERROR || len(body) < 4 || int32(seq-r.from) < 0 { // or of a batch that was given up
 			return false, nil
 		}
 		if code := unix.Errno(-int32(binary.NativeEndian.Uint32(body))); code != 0 && !slices.Contains(ignore, code) {

@@ -82,6 +82,7 @@ func (d *Dataplane) addOverlays(id string, l lease) error {
 	x := &drift{repair: true}
 	moved := d.setLocals(id, l, true)
 	var fresh []*skepv1.OverlayNetwork
+	guarded := false
 	for _, o := range l.Overlays {
 		n := d.want.Network(o.NetworkID)
 		if apart(n) {
@@ -102,11 +103,12 @@ func (d *Dataplane) addOverlays(id string, l lease) error {
 			return err
 		}
 		before := f.segments(n)
-		if netplan.ByESP(n) {
+		if netplan.ByESP(n) && !guarded && slices.Contains(before, segmentLinks{}) {
 			switched, _ := d.needed()
 			if err := d.ensureESP(byESP(switched), x); err != nil {
 				return err
 			}
+			guarded = true
 		}
 		if err := d.ensureNetwork(f, n, x); err != nil {
 			return err
@@ -279,6 +281,9 @@ func (p *port) ensure(f *fabric, ns netns.NsHandle, h *netlink.Handle, x *drift)
 		if err := f.ensurePort(link.Attrs().Index, netplan.MAC(p.overlay.Address.Addr()), fresh, x, what); err != nil {
 			return err
 		}
+	}
+	if err := errors.Join(ensureMTU(f.h, link, p.mtu, x, what), ensureMTU(h, eth, p.mtu, x, what)); err != nil {
+		return err
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 && x.add(kindLink, "%s: link is down", what) {
 		if err := f.h.LinkSetUp(link); err != nil {

@@ -300,7 +300,18 @@ func (f *fabric) ensureBridge(vni uint32, mtu int, x *drift, what string) (netli
 			return nil, fmt.Errorf("raise bridge %s: %w", name, err)
 		}
 	}
-	return link, nil
+	return link, ensureMTU(f.h, link, mtu, x, what)
+}
+
+// ensureMTU mends the MTU of a link, which changes with that of the link between nodes.
+func ensureMTU(h *netlink.Handle, link netlink.Link, mtu int, x *drift, what string) error {
+	if link.Attrs().MTU == mtu || !x.add(kindLink, "%s: %s has MTU %d instead of %d", what, link.Attrs().Name, link.Attrs().MTU, mtu) {
+		return nil
+	}
+	if err := h.LinkSetMTU(link, mtu); err != nil {
+		return fmt.Errorf("set MTU of %s: %w", link.Attrs().Name, err)
+	}
+	return nil
 }
 
 func hasIPv6(n *skepv1.OverlayNetwork) bool {

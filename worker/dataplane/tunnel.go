@@ -97,7 +97,7 @@ func (c *crypt) ensureOwn(own netip.Addr, x *drift) error {
 		if err := within(c.ns, func() error { return sysctl("net/ipv6/conf/"+wireguard.Link+"/disable_ipv6", "0") }); err != nil {
 			return err
 		}
-		if err := c.h.AddrAdd(c.wg, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(own, own.BitLen())), Flags: unix.IFA_F_NODAD}); err != nil {
+		if err := c.h.AddrAdd(c.wg, &netlink.Addr{IPNet: single(own), Flags: unix.IFA_F_NODAD}); err != nil {
 			return fmt.Errorf("address the tunnel of network %s: %w", c.name, err)
 		}
 	}
