@@ -157,16 +157,7 @@ func testExhausted(t *testing.T, s *swarm) {
 	s.docker(t, "m1", "service", "update", "--quiet", "--force", "--update-monitor", "100ms", "--update-parallelism", "4", "crowd")
 	s.wantRunning(t, "m1", "crowd", 4, 30*time.Second)
 	s.docker(t, "m1", "service", "rm", "crowd")
-	s.wantGone(t, "tiny")
-}
-
-// wantGone removes a network once its tasks have left it.
-func (s *swarm) wantGone(t *testing.T, network string) {
-	t.Helper()
-	eventually(t, 30*time.Second, "network "+network+" can be removed", func() string {
-		_, err := s.tryDocker(t, 20*time.Second, "m1", "network", "rm", network)
-		return errText(err)
-	})
+	s.wantGone(t, "m1", "tiny", 30*time.Second)
 }
 
 // testHostNetwork: a service on the nodes' own network.
@@ -263,6 +254,6 @@ func testNetworkAfterPowerLoss(t *testing.T, s *swarm) {
 		return ""
 	})
 	s.docker(t, "m1", "service", "rm", "many", "pair")
-	s.wantGone(t, "wide")
-	s.wantGone(t, "a")
+	s.wantGone(t, "m1", "wide", 30*time.Second)
+	s.wantGone(t, "m1", "a", 30*time.Second)
 }

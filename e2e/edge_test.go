@@ -301,10 +301,7 @@ func testNetCheck(t *testing.T, s *swarm) {
 	s.wantGet(t, "m1", "box", "api", "")
 	s.docker(t, "m1", "rm", "-f", "box")
 	s.docker(t, "m1", "service", "rm", "api")
-	eventually(t, 20*time.Second, "networks that nobody uses can be removed", func() string {
-		_, err := s.tryDocker(t, 20*time.Second, "m1", "network", "rm", "open")
-		return text(err)
-	})
+	s.wantGone(t, "m1", "open", 20*time.Second)
 }
 
 // execRoot reads a node's --exec-root off its process.

@@ -64,7 +64,7 @@ func (o *outside) wantSeen(t *testing.T, s *swarm, port int) {
 	}
 }
 
-// optionsOf returns how the ingress network is encrypted and on which port; empty if it is not.
+// optionsOf returns how a network is encrypted and on which port; empty if it is not.
 func (s *swarm) optionsOf(t *testing.T, m, network string) (how string, port uint16) {
 	t.Helper()
 	out := s.docker(t, m, "network", "inspect", "--format", `{{index .Options "skep.encryption"}} {{index .Options "skep.encryption.port"}}`, network)

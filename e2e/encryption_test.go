@@ -165,10 +165,7 @@ func testSealedNothingLeft(t *testing.T, s *swarm, m string) {
 	for _, n := range s.nodes[:2] { // the third was removed
 		eventually(t, 30*time.Second, "the devices of "+n.Name+" end", func() string { return strings.Join(devices(t, n), " ") })
 	}
-	eventually(t, 30*time.Second, "the network is removed", func() string {
-		_, err := s.tryDocker(t, 20*time.Second, m, "network", "rm", "sealed")
-		return errText(err)
-	})
+	s.wantGone(t, m, "sealed", 30*time.Second)
 }
 
 // testNoClearPacketOut captures on every link of every node while a text goes between all

@@ -388,8 +388,5 @@ func testIPv6(t *testing.T, s *swarm, m, app string) {
 		}
 	}
 	s.docker(t, m, "service", "rm", "both")
-	eventually(t, 30*time.Second, "the network can be removed", func() string {
-		_, err := s.tryDocker(t, 20*time.Second, m, "network", "rm", "six")
-		return errText(err)
-	})
+	s.wantGone(t, m, "six", 30*time.Second)
 }

@@ -50,6 +50,15 @@ func testNetworkRefusals(t *testing.T, s *swarm, m string) {
 	}
 }
 
+// wantGone removes a network once its tasks have left it, within a time.
+func (s *swarm) wantGone(t *testing.T, manager, network string, within time.Duration) {
+	t.Helper()
+	eventually(t, within, "network "+network+" can be removed", func() string {
+		_, err := s.tryDocker(t, 20*time.Second, manager, "network", "rm", network)
+		return errText(err)
+	})
+}
+
 // exec runs a command in the container of a service's only task on a node.
 func (s *swarm) exec(t *testing.T, node, service string, command ...string) (string, error) {
 	t.Helper()

@@ -38,6 +38,8 @@ const (
 	// ESPPort is the VXLAN port of all networks encrypted by ESP, so that the kernel tells
 	// them from others by it.
 	ESPPort = 21819
+	// ESPKeySize is the length of a key for ESP: 16 bytes of AES-128-GCM and the salt of RFC 4106.
+	ESPKeySize = 16 + 4
 	// FirstWireGuardPort is where the ports of networks encrypted by WireGuard begin, each
 	// of which has one of its own. They are neither WireGuard's usual one, which people's own
 	// tunnels have, nor among those that kernels give to whoever asks for any.

@@ -9,14 +9,11 @@ import (
 	"net/netip"
 
 	"github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/model"
 )
 
-const (
-	// espKeySize is a key of AES-128-GCM and the salt of RFC 4106.
-	espKeySize = 16 + 4
-	// reservedSPIs are not for associations (RFC 4303, 2.1).
-	reservedSPIs = 256
-)
+// reservedSPIs are not for associations (RFC 4303, 2.1).
+const reservedSPIs = 256
 
 // espKeys are what a node must know to talk to another: for each of the cluster's keys, newest
 // first, one for each direction. All are received with. The second is sent with: everybody has
@@ -65,7 +62,7 @@ func (m *Map) deriveESP(node, other string) []*skepv1.EspKey {
 // with a key, are safe from each other's.
 func espKey(secret []byte, from, to string, a, b *node) []byte {
 	info := fmt.Sprintf("skep esp %q %q %q %q %q %q", from, to, epoch(a.stored), epoch(b.stored), a.addr(), b.addr())
-	key, err := hkdf.Key(sha256.New, secret, nil, info, espKeySize)
+	key, err := hkdf.Key(sha256.New, secret, nil, info, model.ESPKeySize)
 	if err != nil {
 		panic(fmt.Sprintf("netmap: derive key: %v", err)) // lengths are constant
 	}

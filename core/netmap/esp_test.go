@@ -118,14 +118,7 @@ func TestESPKeys(t *testing.T) {
 	if keys := all[0].peers["n2"].GetEspKeys(); len(keys) > 0 {
 		t.Errorf("a node that cannot encrypt is told of with %v", keys)
 	}
-	for _, f := range all {
-		u, _ := m.Complete(f.id)
-		whole := &follower{peers: map[string]*skepv1.NetworkPeer{}}
-		whole.take(u)
-		if fmt.Sprint(whole.peers) != fmt.Sprint(f.peers) {
-			t.Errorf("%s knows %v, a new one would know %v", f.id, f.peers, whole.peers)
-		}
-	}
+	wantAsNew(t, m, all)
 }
 
 // TestESPOfAReplacedNode: of two nodes at one address, others are told nothing to send to the one

@@ -139,8 +139,13 @@ func TestPeersOfEncryptedNetworks(t *testing.T) {
 	if all[2].told.peers["net"] != nil {
 		t.Errorf("n3 left the network and is still told of %v", all[2].told.peers)
 	}
-	// What nodes were told bit by bit is what they would be told at once.
-	for _, f := range all[:2] {
+	wantAsNew(t, m, all[:2])
+}
+
+// wantAsNew fails unless what nodes were told bit by bit is what they would be told at once.
+func wantAsNew(t *testing.T, m *Map, all []*follower) {
+	t.Helper()
+	for _, f := range all {
 		u, _ := m.Complete(f.id)
 		whole := &follower{peers: map[string]*skepv1.NetworkPeer{}}
 		whole.take(u)

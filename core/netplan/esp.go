@@ -11,11 +11,8 @@ import (
 	"github.com/skep-dev/skep/core/model"
 )
 
-// ESPKeySize is the length of a key for ESP: 16 bytes of AES and a salt of four.
-const ESPKeySize = 20
-
 // ESPKey is a key for ESP. It prints as nothing.
-type ESPKey [ESPKeySize]byte
+type ESPKey [model.ESPKeySize]byte
 
 // String keeps the key out of logs.
 func (ESPKey) String() string { return "[redacted]" }
@@ -85,7 +82,7 @@ func (s *State) ESP(networks []string) ESP {
 			told[id] = true
 			delete(out.Untold, at)
 			for _, k := range p.GetEspKeys() {
-				if len(k.GetInKey()) != ESPKeySize || len(k.GetOutKey()) != ESPKeySize {
+				if len(k.GetInKey()) != model.ESPKeySize || len(k.GetOutKey()) != model.ESPKeySize {
 					continue
 				}
 				in := SA{SAID: SAID{local, k.GetInSpi()}, Src: at, Key: ESPKey(k.GetInKey()), Generation: k.GetGeneration()}

@@ -98,11 +98,3 @@ func NetworkKeys(c *api.Cluster, subsystem string) []*api.EncryptionKey {
 	slices.SortFunc(out, func(a, b *api.EncryptionKey) int { return cmp.Compare(b.GetLamportTime(), a.GetLamportTime()) })
 	return out
 }
-
-// NewestNetworkKey returns the newest key of a subsystem, nil without any.
-func NewestNetworkKey(c *api.Cluster, subsystem string) []byte {
-	if keys := NetworkKeys(c, subsystem); len(keys) > 0 {
-		return keys[0].GetKey()
-	}
-	return nil
-}

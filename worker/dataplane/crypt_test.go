@@ -89,7 +89,7 @@ func espKeys(n, other *labNode, generation byte) []*skepv1.EspKey {
 	for g := generation; g+3 > generation; g-- {
 		key := func(from, to *labNode) []byte {
 			sum := sha256.Sum256(fmt.Append(nil, from.id, to.id, from.esp.memory.Epoch, to.esp.memory.Epoch, g))
-			return sum[:netplan.ESPKeySize]
+			return sum[:model.ESPKeySize]
 		}
 		index := func(from, to *labNode) uint32 {
 			return uint32(from.addr.As4()[3])<<16 | uint32(to.addr.As4()[3])<<24 | uint32(g)

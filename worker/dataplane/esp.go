@@ -335,7 +335,7 @@ func (d *Dataplane) tidyESP(x *drift) error {
 				d.fabric.marks = watched{}
 			}
 			d.esp.rules = watched{}
-			d.esp.present = len(errs) > 0 && errors.Join(errs...) != nil
+			d.esp.present = errors.Join(errs...) != nil
 		}
 		return errors.Join(errs...)
 	})

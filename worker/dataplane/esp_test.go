@@ -478,7 +478,7 @@ func TestEncryptedIngressByESP(t *testing.T) {
 
 // TestESPKeysAreNotWritten: neither the journal nor the memory of associations holds a key.
 func TestESPKeysAreNotWritten(t *testing.T) {
-	key := bytes.Repeat([]byte("secret-of-esp.."), 2)[:netplan.ESPKeySize]
+	key := bytes.Repeat([]byte("secret-of-esp.."), 2)[:model.ESPKeySize]
 	u := &skepv1.NetworkUpdate{Peers: []*skepv1.NetworkPeer{{
 		Key: &skepv1.PeerKey{NetworkId: "n", NodeId: "m"}, PresharedKey: key, EspKeys: []*skepv1.EspKey{{InKey: key, OutKey: key}},
 	}}}

@@ -288,8 +288,10 @@ func whoIn(path, network, to string) (name, seen string, err error) {
 	return whoOver(c)
 }
 
-func whoOver(c net.Conn) (name, seen string, err error) {
-	if err := c.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+func whoOver(c net.Conn) (name, seen string, err error) { return whoWithin(c, 3*time.Second) }
+
+func whoWithin(c net.Conn, patience time.Duration) (name, seen string, err error) {
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		return "", "", err
 	}
 	if _, err := io.WriteString(c, "who\n"); err != nil {

@@ -208,3 +208,26 @@ func vethPrefix(bridge string) string {
 	}
 	return "sk" + bridge
 }
+
+// ensureNeighbour makes or mends what a link knows of the hardware address of one address; the
+// rest says what it means that it does not.
+func ensureNeighbour(h *netlink.Handle, index int, a netip.Addr, hardware net.HardwareAddr, x *drift, format string, args ...any) error {
+	family := netlink.FAMILY_V4
+	if a.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	have, err := dump(func() ([]netlink.Neigh, error) { return h.NeighList(index, family) })
+	if err != nil {
+		return fmt.Errorf("list neighbours: %w", err)
+	}
+	known := slices.ContainsFunc(have, func(n netlink.Neigh) bool {
+		return n.IP.Equal(a.AsSlice()) && n.State&unix.NUD_PERMANENT != 0 && slices.Equal(n.HardwareAddr, hardware)
+	})
+	if known || !x.add(kindLink, format, args...) {
+		return nil
+	}
+	if err := h.NeighSet(&netlink.Neigh{LinkIndex: index, Family: family, State: unix.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: hardware}); err != nil {
+		return fmt.Errorf("set neighbour %s: %w", a, err)
+	}
+	return nil
+}

@@ -340,22 +340,7 @@ func (e end) ways(x *drift, other netip.Addr) error {
 			return fmt.Errorf("route over %s: %w", other, err)
 		}
 	}
-	hops, err := dump(func() ([]netlink.Neigh, error) { return e.h.NeighList(index, family) })
-	if err != nil {
-		return fmt.Errorf("list neighbours of %s: %w", e.name(), err)
-	}
-	hardware := mac(e.other.v4)
-	known := slices.ContainsFunc(hops, func(n netlink.Neigh) bool {
-		return n.IP.Equal(other.AsSlice()) && n.State&unix.NUD_PERMANENT != 0 && slices.Equal(n.HardwareAddr, hardware)
-	})
-	if !known && x.add(kindLink, "routing mesh: %s does not know its neighbour %s", e.name(), other) {
-		if err := e.h.NeighSet(&netlink.Neigh{
-			LinkIndex: index, Family: family, State: unix.NUD_PERMANENT, IP: other.AsSlice(), HardwareAddr: hardware,
-		}); err != nil {
-			return fmt.Errorf("set neighbour %s: %w", other, err)
-		}
-	}
-	return nil
+	return ensureNeighbour(e.h, index, other, mac(e.other.v4), x, "routing mesh: %s does not know its neighbour %s", e.name(), other)
 }
 
 // forward6 lets the calling thread's namespace forward IPv6. A host that forwards takes no

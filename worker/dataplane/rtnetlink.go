@@ -109,13 +109,11 @@ func (r *rtnl) flush(what string, ignore ...unix.Errno) error {
 	// All requests are done when the write returns. The answer to the last one comes last.
 	flags := r.out[r.last+6:]
 	binary.NativeEndian.PutUint16(flags, binary.NativeEndian.Uint16(flags)|unix.NLM_F_ACK)
-	err := unix.Sendto(r.fd, r.out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-	r.out = r.out[:0]
-	if err != nil {
-		return fmt.Errorf("%s: write netlink: %w", what, err)
+	if err := r.write(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	var errs []error
-	err = r.answers(func(kind, _ uint16, seq uint32, body []byte) (bool, error) {
+	err := r.answers(func(kind, _ uint16, seq uint32, body []byte) (bool, error) {
 		if kind != unix.NLMSG_ERROR || len(body) < 4 || int32(seq-r.from) < 0 { // or of a batch that was given up
 			return false, nil
 		}
@@ -134,13 +132,11 @@ func (r *rtnl) dump(kind uint16, body []byte, f func(kind uint16, body []byte)) 
 	r.request(kind, unix.NLM_F_DUMP)
 	r.out = append(r.out, body...)
 	r.end()
-	err := unix.Sendto(r.fd, r.out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-	r.out = r.out[:0]
-	if err != nil {
-		return fmt.Errorf("write netlink: %w", err)
+	if err := r.write(); err != nil {
+		return err
 	}
 	interrupted := false
-	err = r.answers(func(kind, flags uint16, seq uint32, body []byte) (bool, error) {
+	err := r.answers(func(kind, flags uint16, seq uint32, body []byte) (bool, error) {
 		if seq != r.seq {
 			return false, nil // of a dump that was given up
 		}
@@ -162,6 +158,16 @@ func (r *rtnl) dump(kind uint16, body []byte, f func(kind uint16, body []byte)) 
 		err = netlink.ErrDumpInterrupted
 	}
 	return err
+}
+
+// write writes out, which is empty then.
+func (r *rtnl) write() error {
+	err := unix.Sendto(r.fd, r.out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	r.out = r.out[:0]
+	if err != nil {
+		return fmt.Errorf("write netlink: %w", err)
+	}
+	return nil
 }
 
 // answers reads messages until each says that it was the last.

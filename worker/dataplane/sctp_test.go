@@ -147,21 +147,7 @@ func whoSCTP(path, to string) (name, seen string, err error) {
 
 // whoOverSCTP is whoOver that waits longer than SCTP does before it sends a packet again, which
 // is three seconds at first.
-func whoOverSCTP(c net.Conn) (name, seen string, err error) {
-	if err := c.SetDeadline(time.Now().Add(15 * time.Second)); err != nil {
-		return "", "", err
-	}
-	if _, err := io.WriteString(c, "who\n"); err != nil {
-		return "", "", err
-	}
-	buf := make([]byte, 256)
-	n, err := c.Read(buf)
-	if err != nil {
-		return "", "", err
-	}
-	name, seen, _ = strings.Cut(strings.TrimSpace(string(buf[:n])), " ")
-	return name, seen, nil
-}
+func whoOverSCTP(c net.Conn) (name, seen string, err error) { return whoWithin(c, 15*time.Second) }
 
 // wantBothSCTP fails unless both tasks answer, and see whom they should.
 func wantBothSCTP(t *testing.T, path, to, seen string) {

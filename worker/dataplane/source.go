@@ -210,21 +210,7 @@ func (s *answering) ensureRoutes(h *netlink.Handle, family int, via netip.Addr, 
 			return fmt.Errorf("lead answers back: %w", err)
 		}
 	}
-	hops, err := dump(func() ([]netlink.Neigh, error) { return h.NeighList(s.index, family) })
-	if err != nil {
-		return fmt.Errorf("list neighbours: %w", err)
-	}
-	known := slices.ContainsFunc(hops, func(n netlink.Neigh) bool {
-		return n.IP.Equal(via.AsSlice()) && n.State&unix.NUD_PERMANENT != 0 && slices.Equal(n.HardwareAddr, entryMAC)
-	})
-	if !known && x.add(kindLink, "%s: the next hop of answers is missing", what) {
-		if err := h.NeighSet(&netlink.Neigh{
-			LinkIndex: s.index, Family: family, State: unix.NUD_PERMANENT, IP: via.AsSlice(), HardwareAddr: entryMAC,
-		}); err != nil {
-			return fmt.Errorf("lead answers back: %w", err)
-		}
-	}
-	return nil
+	return ensureNeighbour(h, s.index, via, entryMAC, x, "%s: the next hop of answers is missing", what)
 }
 
 // ensureSource does so for a sandbox in the ingress network, if the kernel can.

@@ -100,7 +100,7 @@ func (x *xfrm) put(sa netplan.SA, c counters) error {
 	msg.Sel.Daddr, msg.Sel.Saddr = msg.Id.Daddr, msg.Saddr
 	req := x.request(nl.XFRM_MSG_NEWSA, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	req.AddData(msg)
-	cipher := nl.XfrmAlgoAEAD{AlgKeyLen: netplan.ESPKeySize * 8, AlgICVLen: espICV, AlgKey: sa.Key[:]}
+	cipher := nl.XfrmAlgoAEAD{AlgKeyLen: model.ESPKeySize * 8, AlgICVLen: espICV, AlgKey: sa.Key[:]}
 	copy(cipher.AlgName[:], espCipher)
 	req.AddData(nl.NewRtAttr(nl.XFRMA_ALG_AEAD, cipher.Serialize()))
 	req.AddData(nl.NewRtAttr(nl.XFRMA_REPLAY_ESN_VAL, c.encode()))
@@ -277,8 +277,8 @@ func readSA(m []byte) (netplan.SA, counters, bool) {
 	const head = nl.SizeofXfrmAlgoAEAD
 	for _, a := range attrs {
 		switch {
-		case a.Attr.Type == nl.XFRMA_ALG_AEAD && len(a.Value) >= head+netplan.ESPKeySize:
-			sa.Key = netplan.ESPKey(a.Value[head : head+netplan.ESPKeySize])
+		case a.Attr.Type == nl.XFRMA_ALG_AEAD && len(a.Value) >= head+model.ESPKeySize:
+			sa.Key = netplan.ESPKey(a.Value[head : head+model.ESPKeySize])
 		case a.Attr.Type == nl.XFRMA_REPLAY_ESN_VAL:
 			c = decodeCounters(a.Value)
 		}
