@@ -91,10 +91,23 @@ func New(env Env) *cobra.Command {
 		Use: WireGuardCommand, Short: "Run the device of an encrypted network; the daemon starts it", Hidden: true, DisableFlagParsing: true,
 		RunE: func(c *cobra.Command, given []string) error { return a.WireGuard(c.Context(), given) },
 	})
+	for _, c := range root.Commands() {
+		if c.HasSubCommands() && !c.Runnable() {
+			c.Args, c.RunE, c.DisableFlagsInUseLine = cobra.ArbitraryArgs, wantCommand, true
+		}
+	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w: see `%s --help`", err, c.CommandPath())
 	})
 	return root
+}
+
+// wantCommand is a command that only has others: alone it shows them, and refuses what it has not.
+func wantCommand(c *cobra.Command, given []string) error {
+	if len(given) == 0 {
+		return c.Help()
+	}
+	return fmt.Errorf("unknown command %q for %q: see `%s --help`", given[0], c.CommandPath(), c.CommandPath())
 }
 
 // args refuses a wrong number of arguments with the command's usage line.
