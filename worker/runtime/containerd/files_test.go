@@ -33,6 +33,7 @@ func TestSecretsEndWithTheirUser(t *testing.T) {
 		t.Errorf("after the end %s is there: %v", dir, err)
 	}
 	again := b.run(t, &container.Config{Cmd: []string{"sh", "-c", "cat /run/secrets/key; exec sleep 1000"}}, &container.HostConfig{RestartPolicy: container.RestartPolicy{Name: "always"}}, secret)
+	until(t, "it has read its secret", func() bool { return b.logs(t, again) == "key\n" })
 	pid := b.state(t, again).Pid
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
