@@ -31,5 +31,5 @@ inputs:
     exclude_paths: [src/raft.proto]
 YAML
 cd "$work" && bin/buf generate && cd - >/dev/null
-rm -f api/*.pb.go api/skepv1/*.pb.go
+rm -f api/*.pb.go api/skepv1/*.pb.go api/networkdb/*.pb.go
 cp -r "$work/out/api/." api/

@@ -15,12 +15,13 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	_ "github.com/skep-dev/skep/api"
+	_ "github.com/skep-dev/skep/api/networkdb"
 	"github.com/skep-dev/skep/api/skepv1"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata/wire.txt; a changed number breaks the swarm's wire and disk formats")
 
-// TestWire holds every message, field number, enum value and method of both packages
+// TestWire holds every message, field number, enum value and method of all packages
 // against the committed list. A difference is a change of the wire and disk formats.
 func TestWire(t *testing.T) {
 	got := strings.Join(wireLines(), "\n") + "\n"
@@ -68,7 +69,7 @@ func TestEveryMethodDeclaresAccess(t *testing.T) {
 
 func forEachFile(visit func(protoreflect.FileDescriptor)) {
 	protoregistry.GlobalFiles.RangeFiles(func(f protoreflect.FileDescriptor) bool {
-		if p := f.Package(); p == "docker.swarmkit.v1" || p == "skep.v1" {
+		if p := f.Package(); p == "docker.swarmkit.v1" || p == "skep.v1" || strings.HasPrefix(f.Path(), "docker/networkdb/") {
 			visit(f)
 		}
 		return true

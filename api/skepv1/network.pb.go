@@ -809,7 +809,10 @@ type LocalNode struct {
 	// UDP port of VXLAN; zero means 4789.
 	VxlanPort uint32 `protobuf:"varint,4,opt,name=vxlan_port,json=vxlanPort,proto3" json:"vxlan_port,omitempty"`
 	// As ingress_addr, of IPv6.
-	IngressAddr6  string `protobuf:"bytes,12,opt,name=ingress_addr6,json=ingressAddr6,proto3" json:"ingress_addr6,omitempty"`
+	IngressAddr6 string `protobuf:"bytes,12,opt,name=ingress_addr6,json=ingressAddr6,proto3" json:"ingress_addr6,omitempty"`
+	// True while the swarm has Docker Engine members: the node tells them of its endpoints by
+	// their gossip.
+	Gossip        bool `protobuf:"varint,13,opt,name=gossip,proto3" json:"gossip,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -877,6 +880,13 @@ func (x *LocalNode) GetIngressAddr6() string {
 		return x.IngressAddr6
 	}
 	return ""
+}
+
+func (x *LocalNode) GetGossip() bool {
+	if x != nil {
+		return x.Gossip
+	}
+	return false
 }
 
 // OverlayNetwork is one network that the node takes part in.
@@ -1781,14 +1791,15 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	" \x03(\tR\twithdrawn\x12*\n" +
 	"\x05peers\x18\v \x03(\v2\x14.skep.v1.NetworkPeerR\x05peers\x125\n" +
 	"\rremoved_peers\x18\f \x03(\v2\x10.skep.v1.PeerKeyR\fremovedPeers\x12)\n" +
-	"\x05check\x18\x14 \x01(\v2\x13.skep.v1.CheckOrderR\x05check\"\x9f\x01\n" +
+	"\x05check\x18\x14 \x01(\v2\x13.skep.v1.CheckOrderR\x05check\"\xb7\x01\n" +
 	"\tLocalNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tdata_addr\x18\x02 \x01(\tR\bdataAddr\x12!\n" +
 	"\fingress_addr\x18\x03 \x01(\tR\vingressAddr\x12\x1d\n" +
 	"\n" +
 	"vxlan_port\x18\x04 \x01(\rR\tvxlanPort\x12#\n" +
-	"\ringress_addr6\x18\f \x01(\tR\fingressAddr6\"\xeb\x02\n" +
+	"\ringress_addr6\x18\f \x01(\tR\fingressAddr6\x12\x16\n" +
+	"\x06gossip\x18\r \x01(\bR\x06gossip\"\xeb\x02\n" +
 	"\x0eOverlayNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x120\n" +
