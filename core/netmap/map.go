@@ -78,6 +78,7 @@ type service struct {
 type Map struct {
 	nodes    map[string]*node
 	hosts    map[string]map[string]bool // nodes by address
+	foreign  map[string]bool            // nodes that are Docker Engines
 	networks map[string]*network
 	services map[string]*service
 	tasks    map[string]map[string]*skepv1.OverlayEndpoint // by task and network
@@ -91,7 +92,7 @@ type Map struct {
 // New returns the map of a stored state.
 func New(v View) *Map {
 	m := &Map{
-		nodes: map[string]*node{}, hosts: map[string]map[string]bool{}, networks: map[string]*network{}, services: map[string]*service{},
+		nodes: map[string]*node{}, hosts: map[string]map[string]bool{}, foreign: map[string]bool{}, networks: map[string]*network{}, services: map[string]*service{},
 		tasks: map[string]map[string]*skepv1.OverlayEndpoint{}, port: v.Cluster().GetVXLANUDPPort(),
 		keys: pki.NetworkKeys(v.Cluster(), pki.OverlayKeys),
 	}
@@ -142,9 +143,7 @@ func (m *Map) putCluster(c *api.Cluster) []Notice {
 	var out []Notice
 	if c.GetVXLANUDPPort() != m.port {
 		m.port = c.GetVXLANUDPPort()
-		for id := range m.nodes {
-			out = append(out, Notice{id, Key{Kind: Local}})
-		}
+		out = m.toAll()
 	}
 	keys := pki.NetworkKeys(c, pki.OverlayKeys)
 	if !slices.EqualFunc(keys, m.keys, func(a, b *api.EncryptionKey) bool { return proto.Equal(a, b) }) {
@@ -152,6 +151,30 @@ func (m *Map) putCluster(c *api.Cluster) []Notice {
 		out = append(out, m.Rekey()...)
 	}
 	return out
+}
+
+// toAll tells all nodes of themselves.
+func (m *Map) toAll() []Notice {
+	out := make([]Notice, 0, len(m.nodes))
+	for id := range m.nodes {
+		out = append(out, Notice{id, Key{Kind: Local}})
+	}
+	return out
+}
+
+// putForeign notes whether a node is a Docker Engine. All nodes hear of the first and of the
+// end of the last.
+func (m *Map) putForeign(id string, is bool) []Notice {
+	before := len(m.foreign) > 0
+	if is {
+		m.foreign[id] = true
+	} else {
+		delete(m.foreign, id)
+	}
+	if before == (len(m.foreign) > 0) {
+		return nil
+	}
+	return m.toAll()
 }
 
 // Rekey says who must hear when all keys change.
@@ -262,13 +285,15 @@ func (m *Map) putNode(id string, stored *api.Node) []Notice {
 	old := n.stored
 	n.stored = stored
 	m.putHost(id, dataAddr(old), n.addr())
+	out := m.putForeign(id, model.Foreign(stored.GetDescription()))
 	if stored == nil && len(n.tasks) == 0 {
-		out := append(m.setEndpoints(id, nil), m.twinsChanged(id, old, nil)...)
+		out = append(out, m.setEndpoints(id, nil)...)
+		out = append(out, m.twinsChanged(id, old, nil)...)
 		delete(m.nodes, id)
 		return out
 	}
-	out := m.setEndpoints(id, meshEndpoint(stored))
-	if old == nil || !proto.Equal(localRecord(old, m.port), localRecord(stored, m.port)) {
+	out = append(out, m.setEndpoints(id, meshEndpoint(stored))...)
+	if old == nil || !proto.Equal(m.localRecord(old), m.localRecord(stored)) {
 		out = append(out, Notice{id, Key{Kind: Local}})
 	}
 	out = append(out, m.peerChanged(id, old, stored)...)

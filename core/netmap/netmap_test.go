@@ -363,3 +363,34 @@ func TestMeshSource(t *testing.T) {
 		t.Errorf("endpoints: %v", u.GetEndpoints())
 	}
 }
+
+// TestGossip: all nodes hear when the first Docker Engine comes and when the last one goes.
+func TestGossip(t *testing.T) {
+	r := newRecords()
+	put(r.nodes, model.Nodes, testNode(1, api.NodeStatus_READY))
+	m := New(r)
+	engine := func(i int) *api.Node {
+		n := testNode(i, api.NodeStatus_READY)
+		n.Description = &api.NodeDescription{Engine: &api.EngineDescription{EngineVersion: "20.10.24"}}
+		return n
+	}
+	for _, step := range []struct {
+		event model.Event
+		told  bool // whether the Skep node hears of itself
+		want  bool // whether it takes part in gossip
+	}{
+		{put(r.nodes, model.Nodes, engine(2)), true, true},
+		{put(r.nodes, model.Nodes, engine(3)), false, true},
+		{drop(r.nodes, model.Nodes, "node2"), false, true},
+		{drop(r.nodes, model.Nodes, "node3"), true, false},
+	} {
+		notices := m.Apply(step.event)
+		if told := slices.Contains(notices, Notice{"node1", Key{Kind: Local}}); told != step.told {
+			t.Errorf("%s: node1 hears of itself: %t", step.event.ID(), told)
+		}
+		u, _ := m.Complete("node1")
+		if u.GetNode().GetGossip() != step.want {
+			t.Errorf("%s: gossip is %t", step.event.ID(), u.GetNode().GetGossip())
+		}
+	}
+}

@@ -161,8 +161,8 @@ func meshAttachments(n *api.Node) []*api.NetworkAttachment {
 }
 
 // localRecord is what a node must know of itself.
-func localRecord(n *api.Node, vxlanPort uint32) *skepv1.LocalNode {
-	r := &skepv1.LocalNode{Id: n.GetId(), DataAddr: dataAddr(n), VxlanPort: vxlanPort}
+func (m *Map) localRecord(n *api.Node) *skepv1.LocalNode {
+	r := &skepv1.LocalNode{Id: n.GetId(), DataAddr: dataAddr(n), VxlanPort: m.port, Gossip: len(m.foreign) > 0}
 	for _, a := range meshAttachments(n) {
 		for _, addr := range a.GetAddresses() {
 			if strings.Contains(addr, ":") {

@@ -19,7 +19,7 @@ type Told struct {
 func (m *Map) Complete(nodeID string) (*skepv1.NetworkUpdate, *Told) {
 	m.derived = nil
 	told := &Told{networks: map[string]map[string]bool{}, services: map[string]bool{}, peers: map[string]map[string]bool{}}
-	u := &skepv1.NetworkUpdate{Complete: true, Node: localRecord(m.node(nodeID).stored, m.port)}
+	u := &skepv1.NetworkUpdate{Complete: true, Node: m.localRecord(m.node(nodeID).stored)}
 	if u.GetNode().GetId() == "" {
 		u.Node.Id = nodeID
 	}
@@ -76,7 +76,7 @@ func (m *Map) Update(nodeID string, told *Told, keys []Key) *skepv1.NetworkUpdat
 		switch k.Kind {
 		case Local:
 			if n := m.nodes[nodeID]; n != nil && n.stored != nil {
-				u.Node = localRecord(n.stored, m.port)
+				u.Node = m.localRecord(n.stored)
 			}
 		case Network:
 			switch {
