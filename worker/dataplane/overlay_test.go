@@ -483,7 +483,11 @@ func TestPublishedPortsAreHeld(t *testing.T) {
 			t.Errorf("the check says %q, %v; want %q", found, err, text)
 		}
 	}
-	wantFound("port 8080/tcp is not published here: dataplane.test (process ", 1)
+	self, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantFound("port 8080/tcp is not published here: "+strings.TrimSpace(string(self))+" (process ", 1)
 	if name, _, err := whoIn(outside, "tcp4", "192.0.2.1:8081"); err != nil || name != "web.1" {
 		t.Errorf("the other port: %q, %v", name, err)
 	}
