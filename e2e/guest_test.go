@@ -13,14 +13,20 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/skep-dev/skep/e2e/testimage"
 )
+
+// guestImages is where a guest has the archive of the tests' images.
+const guestImages = "/skep/images.tar"
 
 // guestTimeout bounds a guest on a machine that has other work: without acceleration it
 // is some ten times slower than the machine.
-const guestTimeout = 5 * time.Minute
+const guestTimeout = 9 * time.Minute
 
-// TestGuestKernel runs the data plane's tests of encryption in a virtual machine whose kernel
-// has WireGuard and ESP, as users' machines do and the machines of the tests may not.
+// TestGuestKernel runs the data plane's tests of encryption, and a swarm of daemons that encrypts
+// by ESP, in a virtual machine whose kernel has WireGuard and ESP, as users' machines do and the
+// machines of the tests may not.
 func TestGuestKernel(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a virtual machine")
@@ -38,26 +44,27 @@ func TestGuestKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	run(t, "../tools/guest-kernel.sh", kernel)
-	program := filepath.Join(dir, "guest.test")
-	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-ldflags", "-s -w", "-o", program, "../worker/dataplane")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
 	root := filepath.Join(dir, "root")
-	guestRoot(t, root, kernel, program, "-test.v -test.run ^(TestEncrypted|TestSCTP) -test.timeout 4m")
+	guestRoot(t, root, kernel)
+	guestSwarm(t, root)
+	for _, p := range []guestProgram{
+		{"dataplane", "../worker/dataplane", "-test.run ^(TestEncrypted|TestSCTP) -test.timeout 4m"},
+		{"e2e", ".", "-test.run ^TestESP$ -test.timeout 6m"},
+	} {
+		p.add(t, root)
+	}
 	image := filepath.Join(dir, "initrd")
 	if err := writeInitrd(image, root); err != nil {
 		t.Fatal(err)
 	}
-	out, err := try(t, guestTimeout, qemu, "-machine", "microvm,acpi=off", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1024",
+	out, err := try(t, guestTimeout, qemu, "-machine", "microvm,acpi=off", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "2560",
 		"-no-reboot", "-nographic", "-nodefaults", "-serial", "stdio", "-kernel", filepath.Join(kernel, "vmlinuz"), "-initrd", image,
 		"-append", "console=ttyS0 reboot=t panic=-1 rdinit=/init quiet")
 	out = strings.ReplaceAll(out, "\r", "")
-	if err != nil || !strings.Contains(out, "guest: exit 0\n") {
+	if err != nil || strings.Count(out, "guest: exit 0 of") != 2 {
 		t.Fatalf("guest: %v\n%s", err, out)
 	}
-	for _, line := range regexp.MustCompile(`(?m)^(guest: kernel|--- |    crypt_test).*`).FindAllString(out, -1) {
+	for _, line := range regexp.MustCompile(`(?m)^(guest: |\s*--- |    crypt_test|\s+esp_test).*`).FindAllString(out, -1) {
 		t.Log(line)
 	}
 	if strings.Contains(out, "--- SKIP") || !strings.Contains(out, "by the kernel's WireGuard") || !strings.Contains(out, "by the kernel's ESP") {
@@ -65,9 +72,58 @@ func TestGuestKernel(t *testing.T) {
 	}
 }
 
-// guestRoot makes the files of a guest: a shell, the kernel's modules for networks and
-// ciphers, and a test with its arguments.
-func guestRoot(t *testing.T, root, kernel, program, args string) {
+// guestProgram is a package's tests with arguments.
+type guestProgram struct{ name, dir, args string }
+
+// add builds the program into a guest, which runs it after those that were added before.
+func (p guestProgram) add(t *testing.T, root string) {
+	t.Helper()
+	home := filepath.Join(root, "skep", p.name)
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-ldflags", "-s -w", "-o", filepath.Join(home, "guest.test"), p.dir)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	f, err := os.OpenFile(filepath.Join(root, "programs"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := fmt.Fprintf(f, "/skep/%s -test.v %s\n", p.name, p.args); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// guestSwarm adds what a swarm of daemons needs: our programs, a runtime with its libraries, the
+// docker client, and the images of the tests, which a guest cannot make.
+func guestSwarm(t *testing.T, root string) {
+	t.Helper()
+	skepBinary(t)
+	for _, name := range []string{"skep", "containerd", "containerd-shim-skep-v1", "skep-init"} {
+		copyTree(t, filepath.Join("../bin", name), filepath.Join(root, "skep/bin", name))
+	}
+	for _, name := range []string{"crun", "docker"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		copyTree(t, path, filepath.Join(root, "bin", name))
+		libraries, err := try(t, time.Minute, "ldd", path)
+		if err != nil && !strings.Contains(libraries+err.Error(), "not a dynamic executable") {
+			t.Fatal(err)
+		}
+		for _, library := range regexp.MustCompile(`/lib\S+`).FindAllString(libraries, -1) {
+			copyTree(t, library, filepath.Join(root, library))
+		}
+	}
+	if err := testimage.Write(t.Context(), filepath.Join(root, guestImages)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// guestRoot makes the files of a guest: a shell, and the kernel's modules for networks, ciphers
+// and containers.
+func guestRoot(t *testing.T, root, kernel string) {
 	t.Helper()
 	versions, err := os.ReadDir(filepath.Join(kernel, "modules"))
 	if err != nil || len(versions) != 1 {
@@ -78,28 +134,24 @@ func guestRoot(t *testing.T, root, kernel, program, args string) {
 	for _, part := range []string{
 		"kernel/net/bridge", "kernel/net/802", "kernel/net/llc", "kernel/net/core", "kernel/net/ipv4", "kernel/net/ipv6", "kernel/net/key", "kernel/net/netfilter",
 		"kernel/net/packet", "kernel/net/sctp", "kernel/net/xfrm", "kernel/crypto", "kernel/arch/x86/crypto", "kernel/lib", "kernel/drivers/net/veth.ko",
-		"kernel/drivers/net/vxlan", "kernel/drivers/net/wireguard", "kernel/drivers/net/tun.ko",
+		"kernel/drivers/net/vxlan", "kernel/drivers/net/wireguard", "kernel/drivers/net/tun.ko", "kernel/fs/overlayfs",
 	} {
 		copyTree(t, filepath.Join(from, part), filepath.Join(to, part))
 	}
 	for _, list := range []string{"modules.order", "modules.builtin", "modules.builtin.modinfo"} {
 		copyTree(t, filepath.Join(from, list), filepath.Join(to, list))
 	}
-	for _, d := range []string{"proc", "sys", "dev", "tmp", "run", "etc", "sbin"} {
+	for _, d := range []string{"proc", "sys", "dev", "tmp", "run", "var", "etc", "sbin", "root", "skep/bin", "skep/e2e", "skep/dataplane"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	copyTree(t, "/bin/busybox", filepath.Join(root, "bin/busybox"))
 	copyTree(t, "guest/init", filepath.Join(root, "init"))
-	copyTree(t, program, filepath.Join(root, "guest.test"))
-	for _, name := range []string{"bin/sh", "bin/mount", "bin/ip", "bin/cat", "bin/uname", "sbin/reboot", "sbin/modprobe"} {
+	for _, name := range []string{"bin/sh", "bin/mount", "bin/ip", "bin/uname", "bin/chroot", "bin/mkdir", "bin/cut", "sbin/reboot", "sbin/modprobe"} {
 		if err := os.Symlink("/bin/busybox", filepath.Join(root, name)); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if err := os.WriteFile(filepath.Join(root, "args"), []byte(args), 0o644); err != nil {
-		t.Fatal(err)
 	}
 	run(t, "busybox", "depmod", "-b", root, version)
 }

@@ -161,9 +161,12 @@ func (s *swarm) tryDocker(t *testing.T, timeout time.Duration, node string, args
 // loadImages puts the test images on every node.
 func (s *swarm) loadImages(t *testing.T) {
 	t.Helper()
-	archive := filepath.Join(t.TempDir(), "images.tar")
-	if err := testimage.Write(t.Context(), archive); err != nil {
-		t.Fatal(err)
+	archive := guestImages
+	if _, err := os.Stat(archive); err != nil { // no guest
+		archive = filepath.Join(t.TempDir(), "images.tar")
+		if err := testimage.Write(t.Context(), archive); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, n := range s.nodes {
 		s.docker(t, n.Name, "load", "-i", archive)
