@@ -63,8 +63,12 @@ func (s *Server) GetRootCACertificate(context.Context, *api.GetRootCACertificate
 }
 
 // GetUnlockKey returns the key encryption key of managers, empty if there is none.
-func (s *Server) GetUnlockKey(context.Context, *api.GetUnlockKeyRequest) (*api.GetUnlockKeyResponse, error) {
-	cluster := s.state.View().Cluster()
+func (s *Server) GetUnlockKey(ctx context.Context, _ *api.GetUnlockKeyRequest) (*api.GetUnlockKeyResponse, error) {
+	state, err := s.state.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cluster := state.Cluster()
 	if cluster == nil {
 		return nil, status.Error(codes.Aborted, "CA signer is still starting")
 	}

@@ -87,8 +87,11 @@ func createPeers(tx *store.Tx) error {
 }
 
 // GetState tells whether other managers unlock, and whom.
-func (p *Peers) GetState(context.Context, *skepv1.GetUnlockStateRequest) (*skepv1.UnlockState, error) {
-	s := p.state.View()
+func (p *Peers) GetState(ctx context.Context, _ *skepv1.GetUnlockStateRequest) (*skepv1.UnlockState, error) {
+	s, err := p.state.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
 	r, peers := pki.PeerUnlocking(s)
 	kek := pki.ManagersKEK(s.Cluster())
 	resp := &skepv1.UnlockState{On: r != nil && len(kek) > 0}

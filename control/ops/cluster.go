@@ -43,11 +43,15 @@ func redactCluster(old *api.Cluster) *api.Cluster {
 }
 
 // GetCluster returns the cluster without its keys.
-func (o *Ops) GetCluster(_ context.Context, req *api.GetClusterRequest) (*api.GetClusterResponse, error) {
+func (o *Ops) GetCluster(ctx context.Context, req *api.GetClusterRequest) (*api.GetClusterResponse, error) {
 	if err := needID(req.GetClusterId()); err != nil {
 		return nil, fail(err)
 	}
-	c := o.state.View().Cluster()
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	c := state.Cluster()
 	if c == nil || c.GetId() != req.GetClusterId() {
 		return nil, fail(notFound("cluster", req.GetClusterId()))
 	}
@@ -55,9 +59,13 @@ func (o *Ops) GetCluster(_ context.Context, req *api.GetClusterRequest) (*api.Ge
 }
 
 // ListClusters returns the cluster, if it matches, without its keys.
-func (o *Ops) ListClusters(_ context.Context, req *api.ListClustersRequest) (*api.ListClustersResponse, error) {
+func (o *Ops) ListClusters(ctx context.Context, req *api.ListClustersRequest) (*api.ListClustersResponse, error) {
 	resp := new(api.ListClustersResponse)
-	if c := o.state.View().Cluster(); c != nil {
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	if c := state.Cluster(); c != nil {
 		a := c.GetSpec().GetAnnotations()
 		if matchNamed(req.GetFilters(), c.GetId(), a.GetName(), a.GetLabels()) {
 			resp.Clusters = append(resp.Clusters, redactCluster(c))

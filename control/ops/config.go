@@ -12,11 +12,15 @@ import (
 )
 
 // GetConfig returns a config with its data.
-func (o *Ops) GetConfig(_ context.Context, req *api.GetConfigRequest) (*api.GetConfigResponse, error) {
+func (o *Ops) GetConfig(ctx context.Context, req *api.GetConfigRequest) (*api.GetConfigResponse, error) {
 	if err := needID(req.GetConfigId()); err != nil {
 		return nil, fail(err)
 	}
-	c := o.state.View().Config(req.GetConfigId())
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	c := state.Config(req.GetConfigId())
 	if c == nil {
 		return nil, fail(notFound("config", req.GetConfigId()))
 	}
@@ -24,9 +28,13 @@ func (o *Ops) GetConfig(_ context.Context, req *api.GetConfigRequest) (*api.GetC
 }
 
 // ListConfigs returns the configs that match.
-func (o *Ops) ListConfigs(_ context.Context, req *api.ListConfigsRequest) (*api.ListConfigsResponse, error) {
+func (o *Ops) ListConfigs(ctx context.Context, req *api.ListConfigsRequest) (*api.ListConfigsResponse, error) {
 	resp := new(api.ListConfigsResponse)
-	for c := range o.state.View().Configs() {
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	for c := range state.Configs() {
 		a := c.GetSpec().GetAnnotations()
 		if matchNamed(req.GetFilters(), c.GetId(), a.GetName(), a.GetLabels()) {
 			resp.Configs = append(resp.Configs, c)

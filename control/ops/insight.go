@@ -42,8 +42,11 @@ func NewInsight(state replica.State, members Membership, refuse Refuse) *Insight
 }
 
 // Explain says where the tasks of a service stand and why, or one task.
-func (i *Insight) Explain(_ context.Context, req *skepv1.ExplainRequest) (*skepv1.ExplainResponse, error) {
-	s := i.state.View()
+func (i *Insight) Explain(ctx context.Context, req *skepv1.ExplainRequest) (*skepv1.ExplainResponse, error) {
+	s, err := i.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
 	service, task, err := target(s, req.GetTarget())
 	if err != nil {
 		return nil, fail(err)
@@ -174,8 +177,11 @@ func shortfall(s *store.Snapshot, service *api.Service, status *api.ListServiceS
 }
 
 // Overview summarizes one snapshot.
-func (i *Insight) Overview(context.Context, *skepv1.OverviewRequest) (*skepv1.OverviewResponse, error) {
-	s := i.state.View()
+func (i *Insight) Overview(ctx context.Context, _ *skepv1.OverviewRequest) (*skepv1.OverviewResponse, error) {
+	s, err := i.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
 	members := i.members.Members()
 	resp := &skepv1.OverviewResponse{ClusterId: s.Cluster().GetId(), RaftIndex: s.Index()}
 	for _, m := range members {

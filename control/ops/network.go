@@ -28,8 +28,12 @@ func ingressNetwork(s *store.Snapshot) *api.Network {
 }
 
 // GetNetwork returns a network by id or name.
-func (o *Ops) GetNetwork(_ context.Context, req *api.GetNetworkRequest) (*api.GetNetworkResponse, error) {
-	n, err := findNetwork(o.state.View(), req.GetNetworkId(), req.GetName())
+func (o *Ops) GetNetwork(ctx context.Context, req *api.GetNetworkRequest) (*api.GetNetworkResponse, error) {
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	n, err := findNetwork(state, req.GetNetworkId(), req.GetName())
 	if err != nil {
 		return nil, fail(err)
 	}
@@ -51,10 +55,14 @@ func findNetwork(s *store.Snapshot, id, name string) (*api.Network, error) {
 }
 
 // ListNetworks returns the networks that match the filters.
-func (o *Ops) ListNetworks(_ context.Context, req *api.ListNetworksRequest) (*api.ListNetworksResponse, error) {
+func (o *Ops) ListNetworks(ctx context.Context, req *api.ListNetworksRequest) (*api.ListNetworksResponse, error) {
 	f := req.GetFilters()
 	resp := new(api.ListNetworksResponse)
-	for n := range o.state.View().Networks() {
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	for n := range state.Networks() {
 		a := n.GetSpec().GetAnnotations()
 		if matchNamed(f, n.GetId(), a.GetName(), a.GetLabels()) {
 			resp.Networks = append(resp.Networks, n)

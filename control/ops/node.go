@@ -16,11 +16,15 @@ import (
 const blacklistMemory = 7 * 24 * time.Hour
 
 // GetNode returns a node with its manager status.
-func (o *Ops) GetNode(_ context.Context, req *api.GetNodeRequest) (*api.GetNodeResponse, error) {
+func (o *Ops) GetNode(ctx context.Context, req *api.GetNodeRequest) (*api.GetNodeResponse, error) {
 	if err := needID(req.GetNodeId()); err != nil {
 		return nil, fail(err)
 	}
-	n := o.state.View().Node(req.GetNodeId())
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	n := state.Node(req.GetNodeId())
 	if n == nil {
 		return nil, fail(notFound("node", req.GetNodeId()))
 	}
@@ -28,11 +32,15 @@ func (o *Ops) GetNode(_ context.Context, req *api.GetNodeRequest) (*api.GetNodeR
 }
 
 // ListNodes returns the nodes that match all filters.
-func (o *Ops) ListNodes(_ context.Context, req *api.ListNodesRequest) (*api.ListNodesResponse, error) {
+func (o *Ops) ListNodes(ctx context.Context, req *api.ListNodesRequest) (*api.ListNodesResponse, error) {
 	f := req.GetFilters()
-	members := o.members.Members()
 	resp := new(api.ListNodesResponse)
-	for n := range o.state.View().Nodes() {
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	members := o.members.Members()
+	for n := range state.Nodes() {
 		hostname := n.GetDescription().GetHostname()
 		if within(hostname, f.GetNames()) && begins(hostname, f.GetNamePrefixes()) && begins(n.GetId(), f.GetIdPrefixes()) &&
 			labelled(n.GetDescription().GetEngine().GetLabels(), f.GetLabels()) &&

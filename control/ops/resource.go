@@ -33,11 +33,15 @@ func (o *Ops) CreateExtension(ctx context.Context, req *api.CreateExtensionReque
 }
 
 // GetExtension returns a kind of resources.
-func (o *Ops) GetExtension(_ context.Context, req *api.GetExtensionRequest) (*api.GetExtensionResponse, error) {
+func (o *Ops) GetExtension(ctx context.Context, req *api.GetExtensionRequest) (*api.GetExtensionResponse, error) {
 	if err := needID(req.GetExtensionId()); err != nil {
 		return nil, fail(err)
 	}
-	e, ok := o.state.View().Get(model.Extensions, req.GetExtensionId()).(*api.Extension)
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	e, ok := state.Get(model.Extensions, req.GetExtensionId()).(*api.Extension)
 	if !ok {
 		return nil, fail(notFound("extension", req.GetExtensionId()))
 	}
@@ -103,11 +107,15 @@ func (o *Ops) CreateResource(ctx context.Context, req *api.CreateResourceRequest
 }
 
 // GetResource returns a resource.
-func (o *Ops) GetResource(_ context.Context, req *api.GetResourceRequest) (*api.GetResourceResponse, error) {
+func (o *Ops) GetResource(ctx context.Context, req *api.GetResourceRequest) (*api.GetResourceResponse, error) {
 	if err := needID(req.GetResourceId()); err != nil {
 		return nil, fail(err)
 	}
-	r, ok := o.state.View().Get(model.Resources, req.GetResourceId()).(*api.Resource)
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	r, ok := state.Get(model.Resources, req.GetResourceId()).(*api.Resource)
 	if !ok {
 		return nil, fail(notFound("resource", req.GetResourceId()))
 	}
@@ -115,10 +123,14 @@ func (o *Ops) GetResource(_ context.Context, req *api.GetResourceRequest) (*api.
 }
 
 // ListResources returns the resources that match.
-func (o *Ops) ListResources(_ context.Context, req *api.ListResourcesRequest) (*api.ListResourcesResponse, error) {
+func (o *Ops) ListResources(ctx context.Context, req *api.ListResourcesRequest) (*api.ListResourcesResponse, error) {
 	f := req.GetFilters()
 	resp := new(api.ListResourcesResponse)
-	for r := range resources(o.state.View()) {
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	for r := range resources(state) {
 		a := r.GetAnnotations()
 		if (f.GetKind() == "" || f.GetKind() == r.GetKind()) && matchNamed(f, r.GetId(), a.GetName(), a.GetLabels()) {
 			resp.Resources = append(resp.Resources, r)

@@ -21,11 +21,15 @@ func redacted(s *api.Secret) *api.Secret {
 }
 
 // GetSecret returns a secret without its data.
-func (o *Ops) GetSecret(_ context.Context, req *api.GetSecretRequest) (*api.GetSecretResponse, error) {
+func (o *Ops) GetSecret(ctx context.Context, req *api.GetSecretRequest) (*api.GetSecretResponse, error) {
 	if err := needID(req.GetSecretId()); err != nil {
 		return nil, fail(err)
 	}
-	s := o.state.View().Secret(req.GetSecretId())
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	s := state.Secret(req.GetSecretId())
 	if s == nil {
 		return nil, fail(notFound("secret", req.GetSecretId()))
 	}
@@ -33,9 +37,13 @@ func (o *Ops) GetSecret(_ context.Context, req *api.GetSecretRequest) (*api.GetS
 }
 
 // ListSecrets returns the secrets that match, without data and without internal ones.
-func (o *Ops) ListSecrets(_ context.Context, req *api.ListSecretsRequest) (*api.ListSecretsResponse, error) {
+func (o *Ops) ListSecrets(ctx context.Context, req *api.ListSecretsRequest) (*api.ListSecretsResponse, error) {
 	resp := new(api.ListSecretsResponse)
-	for s := range o.state.View().Secrets() {
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	for s := range state.Secrets() {
 		a := s.GetSpec().GetAnnotations()
 		if !s.GetInternal() && matchNamed(req.GetFilters(), s.GetId(), a.GetName(), a.GetLabels()) {
 			resp.Secrets = append(resp.Secrets, redacted(s))

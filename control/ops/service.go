@@ -41,11 +41,15 @@ func (o *Ops) CreateService(ctx context.Context, req *api.CreateServiceRequest) 
 
 // GetService returns a service; with InsertDefaults its spec says what applies where
 // the user said nothing.
-func (o *Ops) GetService(_ context.Context, req *api.GetServiceRequest) (*api.GetServiceResponse, error) {
+func (o *Ops) GetService(ctx context.Context, req *api.GetServiceRequest) (*api.GetServiceResponse, error) {
 	if err := needID(req.GetServiceId()); err != nil {
 		return nil, fail(err)
 	}
-	service := o.state.View().Service(req.GetServiceId())
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	service := state.Service(req.GetServiceId())
 	if service == nil {
 		return nil, fail(notFound("service", req.GetServiceId()))
 	}
@@ -57,10 +61,14 @@ func (o *Ops) GetService(_ context.Context, req *api.GetServiceRequest) (*api.Ge
 }
 
 // ListServices returns the services that match all filters.
-func (o *Ops) ListServices(_ context.Context, req *api.ListServicesRequest) (*api.ListServicesResponse, error) {
+func (o *Ops) ListServices(ctx context.Context, req *api.ListServicesRequest) (*api.ListServicesResponse, error) {
 	f := req.GetFilters()
 	resp := new(api.ListServicesResponse)
-	for s := range o.state.View().Services() {
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	for s := range state.Services() {
 		a := s.GetSpec().GetAnnotations()
 		if within(a.GetName(), f.GetNames()) && begins(a.GetName(), f.GetNamePrefixes()) && begins(s.GetId(), f.GetIdPrefixes()) &&
 			labelled(a.GetLabels(), f.GetLabels()) && within(runtimeOf(s.GetSpec().GetTask()), f.GetRuntimes()) {

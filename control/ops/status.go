@@ -9,8 +9,11 @@ import (
 
 // ListServiceStatuses counts the tasks of services, all wanted services at once so
 // that `service ls` needs no task list. Unknown ids get zeros.
-func (o *Ops) ListServiceStatuses(_ context.Context, req *api.ListServiceStatusesRequest) (*api.ListServiceStatusesResponse, error) {
-	s := o.state.View()
+func (o *Ops) ListServiceStatuses(ctx context.Context, req *api.ListServiceStatusesRequest) (*api.ListServiceStatusesResponse, error) {
+	s, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
 	resp := new(api.ListServiceStatusesResponse)
 	for _, id := range req.GetServices() {
 		resp.Statuses = append(resp.Statuses, serviceStatus(s, id))

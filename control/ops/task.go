@@ -10,11 +10,15 @@ import (
 )
 
 // GetTask returns a task.
-func (o *Ops) GetTask(_ context.Context, req *api.GetTaskRequest) (*api.GetTaskResponse, error) {
+func (o *Ops) GetTask(ctx context.Context, req *api.GetTaskRequest) (*api.GetTaskResponse, error) {
 	if err := needID(req.GetTaskId()); err != nil {
 		return nil, fail(err)
 	}
-	t := o.state.View().Task(req.GetTaskId())
+	state, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
+	t := state.Task(req.GetTaskId())
 	if t == nil {
 		return nil, fail(notFound("task", req.GetTaskId()))
 	}
@@ -22,9 +26,12 @@ func (o *Ops) GetTask(_ context.Context, req *api.GetTaskRequest) (*api.GetTaskR
 }
 
 // ListTasks returns the tasks that match all filters.
-func (o *Ops) ListTasks(_ context.Context, req *api.ListTasksRequest) (*api.ListTasksResponse, error) {
+func (o *Ops) ListTasks(ctx context.Context, req *api.ListTasksRequest) (*api.ListTasksResponse, error) {
 	f := req.GetFilters()
-	s := o.state.View()
+	s, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
 	resp := new(api.ListTasksResponse)
 	for t := range candidates(s, f) {
 		name := model.TaskName(t)

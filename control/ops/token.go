@@ -114,8 +114,11 @@ func tokenInfo(s *store.Snapshot, r *api.Resource, now time.Time) *skepv1.TokenI
 }
 
 // ListTokens describes all limited tokens, those that end first before the others.
-func (o *Tokens) ListTokens(context.Context, *skepv1.ListTokensRequest) (*skepv1.ListTokensResponse, error) {
-	s := o.state.View()
+func (o *Tokens) ListTokens(ctx context.Context, _ *skepv1.ListTokensRequest) (*skepv1.ListTokensResponse, error) {
+	s, err := o.state.Read(ctx)
+	if err != nil {
+		return nil, fail(err)
+	}
 	resp := new(skepv1.ListTokensResponse)
 	for _, r := range tokens(s) {
 		resp.Tokens = append(resp.Tokens, tokenInfo(s, r, time.Now()))

@@ -11,8 +11,14 @@ import (
 // State is what the rest of a manager sees of the replicated state. Replica and
 // Memory implement it.
 type State interface {
-	// View returns the newest state.
+	// View returns the newest state here. It needs nobody else, and may be old: another
+	// manager may lead by now.
 	View() *store.Snapshot
+	// Read returns a state that has everything which was acknowledged, by any manager,
+	// before the call. It waits for a majority to confirm that this manager leads, not
+	// longer than one that lost its majority goes on to believe that it does.
+	// model.ErrUnconfirmed when this manager does not lead, or does no more.
+	Read(ctx context.Context) (*store.Snapshot, error)
 	// Follow returns a cursor at the newest state.
 	Follow() *Cursor
 	// Update runs fn against the newest state and makes its changes durable as one

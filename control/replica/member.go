@@ -34,6 +34,7 @@ type member struct {
 	leadFrom uint64          // the no-op of this term; we lead once it is applied
 	head     *store.Snapshot // state and everything in flight; nil when not leading
 	pending  []*pending      // by index
+	reads    reads
 
 	unheard   int // ticks since the leader was heard
 	requestID uint64
@@ -64,6 +65,7 @@ func (m *member) close() {
 	close(m.r.stopping)
 	m.snap.wait.Wait()
 	m.dropPending()
+	m.dropReads()
 	m.r.publishStatus(0, m.term, false)
 	if err := m.log.Close(); err != nil {
 		m.r.cfg.Log.Warn("close raft log", slog.Any("error", err))
@@ -105,6 +107,10 @@ func (m *member) loop(ctx context.Context) error {
 		if len(m.pending) >= maxPending {
 			updates = nil // callers wait
 		}
+		reads := m.r.reads
+		if len(m.reads.waiting) >= maxPending {
+			reads = nil // likewise
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -114,6 +120,7 @@ func (m *member) loop(ctx context.Context) error {
 				ticker.Reset(m.r.cfg.TickInterval)
 			}
 			m.raw.Tick()
+			m.tickReads()
 			m.askAround()
 		case msg := <-m.r.inbox:
 			m.step(msg)
@@ -121,6 +128,8 @@ func (m *member) loop(ctx context.Context) error {
 			m.admit() // one of them may say that a new member has the log
 		case u := <-updates:
 			m.propose(collect(u, updates))
+		case done := <-reads:
+			m.read(done)
 		case f := <-m.r.calls:
 			f(m)
 		case <-m.r.cfg.Keys.RotationWanted():
@@ -222,11 +231,12 @@ func (m *member) handleReady() error {
 		return err
 	}
 	m.raw.Advance(rd)
+	m.noteReads(rd.ReadStates)
 	m.notePublished()
 	return m.maybeSnapshot()
 }
 
-// noteRole gives up what is in flight when the term or the role changed.
+// noteRole gives up what is in flight, and what waits to be read, when the term or the role changed.
 func (m *member) noteRole(rd raft.Ready) {
 	st := m.raw.BasicStatus()
 	leads := st.RaftState == raft.StateLeader
@@ -235,6 +245,7 @@ func (m *member) noteRole(rd raft.Ready) {
 	}
 	if m.isLeader {
 		m.dropPending()
+		m.dropReads()
 	}
 	if leads {
 		// The entries of this Ready end with the no-op of the new term.

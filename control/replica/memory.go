@@ -24,6 +24,9 @@ func NewMemory(initial *store.Snapshot) *Memory {
 // View returns the newest state.
 func (m *Memory) View() *store.Snapshot { return m.feed.view() }
 
+// Read returns the newest state. It never fails but with ctx's error.
+func (m *Memory) Read(ctx context.Context) (*store.Snapshot, error) { return m.feed.view(), ctx.Err() }
+
 // Follow returns a cursor at the newest state.
 func (m *Memory) Follow() *Cursor { return m.feed.follow() }
 

@@ -24,6 +24,7 @@ type Replica struct {
 	peers   *transport
 
 	updates chan *update         // to the owner; unbuffered beyond one batch, blocks
+	reads   chan chan<- error    // likewise
 	inbox   chan *raftpb.Message // to the owner; blocks
 	calls   chan func(*member)   // to the owner; blocks
 	ready   chan struct{}        // closed when raft runs
@@ -62,6 +63,7 @@ func New(cfg Config) *Replica {
 		feed:    newFeed(store.Empty()),
 		metrics: newMetrics(cfg.Registerer),
 		updates: make(chan *update, maxBatch),
+		reads:   make(chan chan<- error, maxBatch),
 		inbox:   make(chan *raftpb.Message, inboxSize),
 		calls:   make(chan func(*member)),
 		ready:   make(chan struct{}),

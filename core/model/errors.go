@@ -90,6 +90,13 @@ func KindOf(err error) Kind {
 // ErrSequence is the conflict that Docker clients look for by its text.
 var ErrSequence = &Error{Kind: Conflict, Text: "update out of sequence"}
 
+// ErrUnconfirmed is what a read answers that was not executed, because a majority of managers
+// did not confirm that the one which got it leads. It may be made again elsewhere.
+var ErrUnconfirmed = &Error{
+	Kind: Unavailable,
+	Text: "A majority of managers does not confirm that the one which was asked still leads the swarm. Make sure more than half of the managers are online.",
+}
+
 // ErrNoLeader is what every write answers while the swarm has no leader.
 var ErrNoLeader = &Error{
 	Kind: Unavailable,

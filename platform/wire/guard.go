@@ -185,7 +185,8 @@ func (g *Guard) ServerOptions() []grpc.ServerOption {
 			err = callLeader(ctx, g.targets(ctx, m, caller), func(conn grpc.ClientConnInterface) (unsent bool, err error) {
 				if conn == nil {
 					resp, err = handler(WithIdentity(ctx, caller), req)
-					return false, ToStatus(err)
+					err = ToStatus(err)
+					return unread(err), err
 				}
 				resp, unsent, err = forwardUnary(forwardContext(ctx, caller), conn, info.FullMethod, m, req)
 				return unsent, err

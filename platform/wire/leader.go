@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -10,6 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/skep-dev/skep/core/model"
 )
 
 const (
@@ -46,19 +49,24 @@ func callLeader(ctx context.Context, pick func(context.Context) (grpc.ClientConn
 }
 
 // invoke makes a unary call and reports whether it certainly was not executed: no
-// connection took it, or the manager that got it does not lead and so refused it.
+// connection took it, or the manager that got it does not lead and so refused it, or was a
+// read that the manager did not answer because it leads no more.
 func invoke(ctx context.Context, conn grpc.ClientConnInterface, name string, args, reply any, opts ...grpc.CallOption) (unsent bool, err error) {
 	var to peer.Peer // stays empty unless a connection was there to send on
 	err = conn.Invoke(ctx, name, args, reply, append(slices.Clip(opts), grpc.Peer(&to))...)
 	switch status.Code(err) {
 	case codes.Unavailable:
-		return to.Addr == nil, err
+		return to.Addr == nil || unread(err), err
 	case codes.ResourceExhausted:
 		return strings.HasPrefix(status.Convert(err).Message(), redirected), err
 	default:
 		return false, err
 	}
 }
+
+// unread reports whether a call was a read that is to be made again, because the manager that
+// got it leads no more.
+func unread(err error) bool { return errors.Is(FromStatus(err), model.ErrUnconfirmed) }
 
 // open opens a stream and reports whether no connection took it. A stream that was opened
 // is never opened again: what it carried may have been executed.
