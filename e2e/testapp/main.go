@@ -1,8 +1,10 @@
 // Command testapp is the program inside the end-to-end tests' image. Its first argument
-// says what it does: serve answers HTTP with its host name and its client's address, whois does so in one line by TCP and UDP and prints it, who asks it from a port, survey asks
-// for many names and ports at once, exit ends
-// with a status after a while, log prints numbered lines, get asks a URL once, load for a
-// while and counts what failed, resolve looks a name up. It ends on SIGTERM, a server when it has answered what it was asked.
+// says what it does: serve answers HTTP with its host name and its client's address, and may
+// listen only after a while; whois does so in one line by TCP and UDP and prints it, who asks
+// it from a port, survey asks for many names and ports at once, exit ends with a status after
+// a while, log prints numbered lines, get asks a URL once, load for a while and counts what
+// failed, resolve looks a name up. It ends on SIGTERM, a server when it has answered what it
+// was asked.
 package main
 
 import (
@@ -42,7 +44,7 @@ func run(ctx context.Context, args []string) error {
 	case "pause":
 		<-ctx.Done()
 	case "serve":
-		return serve(ctx, arg(0, ":80"))
+		return serve(ctx, arg(0, ":80"), arg(1, "0s"))
 	case "whois":
 		return whois(ctx, args)
 	case "survey":
@@ -88,10 +90,19 @@ func run(ctx context.Context, args []string) error {
 	return nil
 }
 
-func serve(ctx context.Context, addr string) error {
+func serve(ctx context.Context, addr, after string) error {
 	host, err := os.Hostname()
 	if err != nil {
 		return err
+	}
+	wait, err := time.ParseDuration(after)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-time.After(wait):
 	}
 	s := &http.Server{Addr: addr, ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %s %s\n", host, os.Getenv("GREETING"), r.RemoteAddr)

@@ -21,6 +21,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/lifecycle"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/worker/runtime"
 	"github.com/skep-dev/skep/worker/runtime/fake"
@@ -130,6 +131,7 @@ func inBubble(t *testing.T, test func(*rig)) {
 		server, listen := grpc.NewServer(), bufconn.Listen(1<<16)
 		api.RegisterDispatcherServer(server, r.m)
 		api.RegisterResourceAllocatorServer(server, r.m)
+		skepv1.RegisterNetworksServer(server, overlaysOf{r: r})
 		go server.Serve(listen)
 		defer server.Stop()
 		conn, err := grpc.NewClient("passthrough:///manager", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -353,6 +355,11 @@ func (n noNetworks) Apply(context.Context, *skepv1.NetworkUpdate) error {
 
 func (n noNetworks) Examine(context.Context) ([]*skepv1.NetworkDifference, error) {
 	n.Error("networks were examined without a manager that knows them")
+	return nil, nil
+}
+
+func (n noNetworks) Listening(string) ([]lifecycle.Socket, error) {
+	n.Error("a task was waited for that nobody is led to")
 	return nil, nil
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/lifecycle"
 	"github.com/skep-dev/skep/core/model"
 )
 
@@ -26,6 +27,9 @@ type Networks interface {
 	Examine(ctx context.Context) ([]*skepv1.NetworkDifference, error)
 	// Repairs counts the differences mended since the process began.
 	Repairs() uint64
+	// Listening returns the sockets of a running container, in a namespace of its own, that
+	// take what comes from others.
+	Listening(containerID string) ([]lifecycle.Socket, error)
 }
 
 const (

@@ -283,7 +283,7 @@ func (m *managed) start(ctx context.Context, task *api.Task) (*api.TaskStatus, e
 			return nil, fmt.Errorf("starting container failed: %w", err)
 		}
 	}
-	if c, err = m.healthy(ctx, c.ID); err != nil {
+	if c, err = m.up(ctx, task, c.ID); err != nil {
 		return nil, err
 	}
 	if !c.State.Running {
@@ -295,8 +295,9 @@ func (m *managed) start(ctx context.Context, task *api.Task) (*api.TaskStatus, e
 	return s, nil
 }
 
-// healthy waits until a container is healthy, if it can tell, or has ended.
-func (m *managed) healthy(ctx context.Context, id string) (*container.InspectResponse, error) {
+// up waits until a container is healthy, if it can tell, else until it listens where others
+// are led to it, or has ended.
+func (m *managed) up(ctx context.Context, task *api.Task, id string) (*container.InspectResponse, error) {
 	exit, err := m.w.cfg.Engine.Wait(ctx, id, container.WaitConditionNotRunning)
 	if err != nil {
 		return nil, err
@@ -307,7 +308,9 @@ func (m *managed) healthy(ctx context.Context, id string) (*container.InspectRes
 			return nil, err
 		}
 		switch {
-		case !c.State.Running, c.State.Health == nil, c.State.Health.Status == container.Healthy, c.State.Health.Status == container.NoHealthcheck:
+		case c.State.Running && (c.State.Health == nil || c.State.Health.Status == container.NoHealthcheck):
+			return m.listening(ctx, task, c, exit)
+		case !c.State.Running, c.State.Health.Status == container.Healthy:
 			return c, nil
 		case c.State.Health.Status == container.Unhealthy:
 			return m.killUnhealthy(ctx, id)

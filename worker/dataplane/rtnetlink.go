@@ -26,7 +26,7 @@ const (
 	answerTimeout = 10 * time.Second
 )
 
-// rtnl is a socket for the links and neighbours of one namespace. Requests are encoded one
+// rtnl is a socket for the links and neighbours of one namespace, or for its sockets. Requests are encoded one
 // after the other and written together; only refusals are answered, and the last request of
 // each write. One goroutine uses it at a time.
 type rtnl struct {
@@ -38,10 +38,13 @@ type rtnl struct {
 	in   []byte
 }
 
-func openRTNL(ns netns.NsHandle) (*rtnl, error) {
+func openRTNL(ns netns.NsHandle) (*rtnl, error) { return openNetlink(ns, unix.NETLINK_ROUTE) }
+
+// openNetlink opens a socket for one of the kernel's subjects.
+func openNetlink(ns netns.NsHandle, subject int) (*rtnl, error) {
 	r := &rtnl{fd: -1}
 	err := within(ns, func() (err error) {
-		r.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+		r.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, subject)
 		return err
 	})
 	if err != nil {
