@@ -22,7 +22,7 @@ const guestImages = "/skep/images.tar"
 
 // guestTimeout bounds a guest on a machine that has other work: without acceleration it
 // is some ten times slower than the machine.
-const guestTimeout = 9 * time.Minute
+const guestTimeout = 12 * time.Minute
 
 // TestGuestKernel runs the data plane's tests of encryption, and a swarm of daemons that encrypts
 // by ESP, in a virtual machine whose kernel has WireGuard and ESP, as users' machines do and the
@@ -48,7 +48,7 @@ func TestGuestKernel(t *testing.T) {
 	guestRoot(t, root, kernel)
 	guestSwarm(t, root)
 	for _, p := range []guestProgram{
-		{"dataplane", "../worker/dataplane", "-test.run ^(TestEncrypted|TestSCTP) -test.timeout 4m"},
+		{"dataplane", "../worker/dataplane", "-test.run ^(TestEncrypted|TestSCTP) -test.timeout 6m"},
 		{"e2e", ".", "-test.run ^TestESP$ -test.timeout 6m"},
 	} {
 		p.add(t, root)

@@ -92,7 +92,7 @@ func espKeys(n, other *labNode, generation byte) []*skepv1.EspKey {
 			return sum[:model.ESPKeySize]
 		}
 		index := func(from, to *labNode) uint32 {
-			return uint32(from.addr.As4()[3])<<16 | uint32(to.addr.As4()[3])<<24 | uint32(g)
+			return uint32(from.addr.As16()[15])<<16 | uint32(to.addr.As16()[15])<<24 | uint32(g)
 		}
 		out = append(out, &skepv1.EspKey{
 			OutSpi: index(n, other), OutKey: key(n, other), InSpi: index(other, n), InKey: key(other, n), Sending: g == generation-1, Generation: uint64(g),
@@ -101,19 +101,30 @@ func espKeys(n, other *labNode, generation byte) []*skepv1.EspKey {
 	return out
 }
 
+// way is one to encrypt, between nodes that reach each other by IPv4 or IPv6.
+type way struct {
+	how string
+	six bool
+}
+
 // eachWay runs a test for every way to encrypt.
-func eachWay(t *testing.T, f func(t *testing.T, how string)) {
+func eachWay(t *testing.T, f func(t *testing.T, w way)) {
 	t.Helper()
-	for _, how := range []string{model.WireGuard, model.ESP} {
-		t.Run(how, func(t *testing.T) { f(t, how) })
+	for _, w := range []way{{how: model.WireGuard}, {how: model.ESP}, {how: model.WireGuard, six: true}, {how: model.ESP, six: true}} {
+		name := w.how
+		if w.six {
+			name += " by IPv6"
+		}
+		t.Run(name, func(t *testing.T) { f(t, w) })
 	}
 }
 
 // sealedLab is two nodes with containers on both twin networks: a1 and a2 on the first, b1
 // and b2 on the second with their addresses.
-func sealedLab(t *testing.T, how string) (l *lab, paths map[string]string) {
+func sealedLab(t *testing.T, w way) (l *lab, paths map[string]string) {
 	t.Helper()
-	l = newLab(t, 2)
+	how := w.how
+	l = newLabOver(t, 2, w.six)
 	switch can := l.nodes[0].encryption; {
 	case how == model.ESP && !slices.Contains(can, how):
 		t.Skipf("this kernel has no ESP: %v", l.nodes[0].probeESP())
@@ -150,8 +161,8 @@ func sealedLab(t *testing.T, how string) (l *lab, paths map[string]string) {
 
 func TestEncryptedAcrossNodes(t *testing.T) { eachWay(t, encryptedAcrossNodes) }
 
-func encryptedAcrossNodes(t *testing.T, how string) {
-	l, in := sealedLab(t, how)
+func encryptedAcrossNodes(t *testing.T, w way) {
+	l, in := sealedLab(t, w)
 	for _, network := range []string{"tcp4", "udp4"} {
 		wantWho(t, in["a1"], network, "10.0.8.3:80", "a2", "10.0.8.2")
 		wantWho(t, in["a2"], network, "10.0.8.2:80", "a1", "10.0.8.3")
@@ -180,7 +191,7 @@ func encryptedAcrossNodes(t *testing.T, how string) {
 	wantV6(t, in["a1"], in["a2"], "fd00:8::3")
 	wantV6(t, in["a2"], in["a1"], "fd00:8::2")
 	l.wantClean()
-	if how == model.ESP {
+	if w.how == model.ESP {
 		t.Log("by the kernel's ESP")
 	} else if _, kernel := l.nodes[0].crypts["sealed"].tunnel.(*wireguard.Kernel); kernel {
 		t.Log("by the kernel's WireGuard")
@@ -191,9 +202,9 @@ func encryptedAcrossNodes(t *testing.T, how string) {
 // all of a large transfer.
 func TestEncryptedCarriesFullPackets(t *testing.T) { eachWay(t, encryptedCarriesFullPackets) }
 
-func encryptedCarriesFullPackets(t *testing.T, how string) {
-	l, in := sealedLab(t, how)
-	tap := l.tap(how)
+func encryptedCarriesFullPackets(t *testing.T, w way) {
+	l, in := sealedLab(t, w)
+	tap := l.tap(w.how)
 	wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2")
 	const size = 4 << 20
 	for _, way := range [][3]string{{"a1", "a2", "10.0.8.3:83"}, {"a2", "a1", "10.0.8.2:83"}} {
@@ -236,7 +247,11 @@ func encryptedCarriesFullPackets(t *testing.T, how string) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	full := insideMTU(sealed(how)[0], 1450) - 28 // the headers of a datagram
+	inside := 1450
+	if w.six {
+		inside = 1430
+	}
+	full := insideMTU(sealed(w.how)[0], inside) - 28 // the headers of a datagram
 	for _, length := range []int{full - 15, full - 1, full} {
 		if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 			t.Fatal(err)
@@ -249,7 +264,7 @@ func encryptedCarriesFullPackets(t *testing.T, how string) {
 		}
 	}
 	// WireGuard may hand over several packets at once.
-	if largest := tap.end(); largest < 1480 || how == model.ESP && largest > 1500 {
+	if largest := tap.end(); largest < 1480 || w.how == model.ESP && largest > 1500 {
 		t.Errorf("the largest packet between nodes has %d bytes", largest)
 	}
 	l.wantClean()
@@ -285,7 +300,7 @@ func wantV6(t *testing.T, from, to, addr string) {
 
 // TestEncryptedTakesOnlyItsOwn: what a container sends under another's address goes nowhere.
 func TestEncryptedTakesOnlyItsOwn(t *testing.T) {
-	l, in := sealedLab(t, model.WireGuard)
+	l, in := sealedLab(t, way{how: model.WireGuard})
 	var p net.PacketConn
 	if err := withinPath(in["a2"], func(netns.NsHandle) (err error) {
 		p, err = (&net.ListenConfig{}).ListenPacket(t.Context(), "udp4", ":82")
@@ -393,11 +408,11 @@ func (l *load) end(t *testing.T) int64 {
 
 func TestEncryptedKeysRotate(t *testing.T) { eachWay(t, encryptedKeysRotate) }
 
-func encryptedKeysRotate(t *testing.T, how string) {
-	l, in := sealedLab(t, how)
+func encryptedKeysRotate(t *testing.T, w way) {
+	l, in := sealedLab(t, w)
 	wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2") // with a session
-	tap := l.tap(how)
-	rotate(t, l, sealed(how), newLoad(t, in["a1"], "10.0.8.3:80", "a2"), newLoad(t, in["a2"], "10.0.8.2:80", "a1"))
+	tap := l.tap(w.how)
+	rotate(t, l, sealed(w.how), newLoad(t, in["a1"], "10.0.8.3:80", "a2"), newLoad(t, in["a2"], "10.0.8.2:80", "a1"))
 	tap.end()
 	l.wantClean()
 }
@@ -434,7 +449,7 @@ func rotate(t *testing.T, l *lab, networks []*skepv1.OverlayNetwork, loads ...*l
 }
 
 func TestEncryptedIsMended(t *testing.T) {
-	l, in := sealedLab(t, model.WireGuard)
+	l, in := sealedLab(t, way{how: model.WireGuard})
 	n := l.nodes[0]
 	spoil := map[string]func(*crypt) error{
 		"route": func(c *crypt) error {
@@ -486,8 +501,8 @@ func wantWhoSoon(t *testing.T, path, to, name, seen string) {
 // TestEncryptedOutlivesTheDaemon: traffic goes on without it, and the next one takes over.
 func TestEncryptedOutlivesTheDaemon(t *testing.T) { eachWay(t, encryptedOutlivesTheDaemon) }
 
-func encryptedOutlivesTheDaemon(t *testing.T, how string) {
-	l, in := sealedLab(t, how)
+func encryptedOutlivesTheDaemon(t *testing.T, w way) {
+	l, in := sealedLab(t, w)
 	n := l.nodes[0]
 	wantWhoSoon(t, in["a1"], "10.0.8.3:80", "a2", "10.0.8.2")
 	there := newLoad(t, in["a1"], "10.0.8.3:80", "a2")
@@ -498,19 +513,19 @@ func encryptedOutlivesTheDaemon(t *testing.T, how string) {
 	there.wait(t, 20)
 	wantWho(t, in["a2"], "tcp4", "10.0.8.2:80", "a1", "10.0.8.3")
 	l.start(n)
-	if how == model.WireGuard && n.private != key || n.esp.memory.Epoch != epoch {
+	if w.how == model.WireGuard && n.private != key || n.esp.memory.Epoch != epoch {
 		t.Error("the node has another key or epoch now")
 	}
 	there.wait(t, 20)
 	l.wantClean() // without any manager, which alone knows the keys
 	n.check(t.Context())
 	there.wait(t, 20)
-	l.tellPeers(3, sealed(how)...)
+	l.tellPeers(3, sealed(w.how)...)
 	there.wait(t, 20)
 	there.end(t)
 	l.wantClean()
 	wantWho(t, in["a2"], "udp4", "10.0.8.2:80", "a1", "10.0.8.3")
-	if how == model.ESP {
+	if w.how == model.ESP {
 		return
 	}
 
@@ -528,7 +543,7 @@ func encryptedOutlivesTheDaemon(t *testing.T, how string) {
 }
 
 func TestEncryptedEndpointsComeAndGo(t *testing.T) {
-	l, in := sealedLab(t, model.WireGuard)
+	l, in := sealedLab(t, way{how: model.WireGuard})
 	allowed := func() []string {
 		have, err := l.nodes[0].crypts["sealed"].tunnel.Read()
 		if err != nil {

@@ -55,28 +55,41 @@ func (l *lab) tap(how string) *tap {
 // of the largest packet.
 func (tp *tap) end() (largest int) {
 	tp.l.t.Helper()
-	buf := make([]byte, 70000)
+	buf, node := make([]byte, 1<<17), map[netip.Addr]bool{}
+	for _, n := range tp.l.nodes {
+		node[n.addr] = true
+	}
 	between, others := 0, 0
 	for {
 		n, _, err := unix.Recvfrom(tp.fd, buf, 0)
 		if err != nil {
 			break
 		}
-		if n < 14+20 || buf[12] != 8 || buf[13] != 0 {
-			continue // ARP
+		packet, protocol, payload := buf[14:n], byte(0), []byte(nil)
+		var from, to netip.Addr
+		switch kind := binary.BigEndian.Uint16(buf[12:]); {
+		case kind == unix.ETH_P_IP && len(packet) > 28:
+			protocol, payload = packet[9], packet[20:]
+			from, to = netip.AddrFrom4([4]byte(packet[12:])), netip.AddrFrom4([4]byte(packet[16:]))
+			if packet[6]&0x3f|packet[7] != 0 {
+				protocol = unix.IPPROTO_FRAGMENT
+			}
+		case kind == unix.ETH_P_IPV6 && len(packet) > 48:
+			protocol, payload = packet[6], packet[40:]
+			from, to = netip.AddrFrom16([16]byte(packet[8:])), netip.AddrFrom16([16]byte(packet[24:]))
 		}
-		packet := buf[14:n]
-		between++
-		sealed := packet[9] == unix.IPPROTO_ESP
-		if port := binary.BigEndian.Uint16(packet[22:]); tp.how == model.WireGuard {
-			sealed = packet[9] == unix.IPPROTO_UDP && (port == 51820 || port == 51821)
-		}
-		if !sealed || bytes.Contains(packet, []byte("who\n")) || packet[6]&0x20 != 0 {
+		if bytes.Contains(packet, []byte("who\n")) {
 			others++
 		}
-		if l := int(binary.BigEndian.Uint16(packet[2:])); l > largest {
-			largest = l
+		if !node[from] || !node[to] || protocol == unix.IPPROTO_ICMPV6 {
+			continue // how they find each other
 		}
+		between++
+		port := binary.BigEndian.Uint16(payload[2:])
+		if protocol != unix.IPPROTO_ESP && (tp.how != model.WireGuard || protocol != unix.IPPROTO_UDP || port != 51820 && port != 51821) {
+			others++
+		}
+		largest = max(largest, len(packet))
 	}
 	if between == 0 || others > 0 {
 		tp.l.t.Errorf("of %d packets between nodes %d are in clear or fragments", between, others)
@@ -124,9 +137,9 @@ func (n *labNode) wantGeneration(t *testing.T, generation byte) {
 }
 
 // sealedMixed is sealedLab for ESP, with a clear network besides: c1 and c2.
-func sealedMixed(t *testing.T) (*lab, map[string]string) {
+func sealedMixed(t *testing.T, six bool) (*lab, map[string]string) {
 	t.Helper()
-	l, in := sealedLab(t, model.ESP)
+	l, in := sealedLab(t, way{how: model.ESP, six: six})
 	var endpoints []*skepv1.OverlayEndpoint
 	for i, n := range l.nodes {
 		endpoints = append(endpoints, endpointOf(n, "n1", fmt.Sprintf("c%d", i+1), "", fmt.Sprintf("10.0.1.%d", i+2), true))
@@ -179,7 +192,12 @@ func sendAs(path string, user, mark int, to string, data []byte) error {
 					return errno
 				}
 			}
-			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			at := netip.MustParseAddrPort(to)
+			domain, addr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()})
+			if at.Addr().Is4() {
+				domain, addr = unix.AF_INET, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
+			}
+			fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 			if err != nil {
 				return err
 			}
@@ -189,8 +207,7 @@ func sendAs(path string, user, mark int, to string, data []byte) error {
 					return err
 				}
 			}
-			at := netip.MustParseAddrPort(to)
-			return unix.Sendto(fd, data, 0, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()})
+			return unix.Sendto(fd, data, 0, addr)
 		}()
 	}()
 	return <-done
@@ -231,17 +248,23 @@ func wantOnly(t *testing.T, p net.PacketConn, from, to string) {
 // TestEncryptedKeepsForgedOut: nobody but the switch of another node gets a packet into a
 // network that ESP encrypts.
 func TestEncryptedKeepsForgedOut(t *testing.T) {
-	l, in := sealedMixed(t)
-	stranger := l.host("stranger", netip.MustParseAddr("192.0.2.77"))
+	t.Run("by IPv4", func(t *testing.T) { keepsForgedOut(t, false) })
+	t.Run("by IPv6", func(t *testing.T) { keepsForgedOut(t, true) })
+}
+
+func keepsForgedOut(t *testing.T, six bool) {
+	l, in := sealedMixed(t, six)
+	stranger := l.host("stranger", l.at(77))
 	a1, a2, c2 := hear(t, in["a1"]), hear(t, in["a2"]), hear(t, in["c2"])
 	wantWho(t, in["a1"], "udp4", "10.0.8.3:80", "a2", "10.0.8.2")
 	wantWho(t, in["c1"], "udp4", "10.0.1.3:80", "c2", "10.0.1.2")
 	const sealedVNI, clearVNI = 4104, 4097
 	toSealed, toClear := forged(sealedVNI, "10.0.8.2", "10.0.8.3", "forged"), forged(clearVNI, "10.0.1.2", "10.0.1.3", "forged")
-	esp := fmt.Sprintf(":%d", model.ESPPort)
+	to := func(host netip.Addr, port uint16) string { return netip.AddrPortFrom(host, port).String() }
+	clearPort, sealedPort := to(l.at(2), defaultVXLANPort), to(l.at(2), model.ESPPort)
 
 	// What the clear network's port takes, as VXLAN does: the packet is one.
-	if err := sendAs(stranger, 65534, 0, "192.0.2.2:4789", toClear); err != nil {
+	if err := sendAs(stranger, 65534, 0, clearPort, toClear); err != nil {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 64)
@@ -253,13 +276,13 @@ func TestEncryptedKeepsForgedOut(t *testing.T) {
 	}
 
 	// From a machine outside, to both ports.
-	for _, to := range []string{"192.0.2.2" + esp, "192.0.2.2:4789"} {
+	for _, to := range []string{sealedPort, clearPort} {
 		if err := sendAs(stranger, 65534, 0, to, toSealed); err != nil {
 			t.Fatal(err)
 		}
 	}
 	// The clear network is not behind the other port.
-	if err := sendAs(stranger, 65534, 0, "192.0.2.2"+esp, toClear); err != nil {
+	if err := sendAs(stranger, 65534, 0, sealedPort, toClear); err != nil {
 		t.Fatal(err)
 	}
 	// From members' own hosts and containers: refused there, or lost.
@@ -270,18 +293,18 @@ func TestEncryptedKeepsForgedOut(t *testing.T) {
 			t.Errorf("%s was sent", what)
 		}
 	}
-	refused("what a user of a member sent", member, 65534, 0, "192.0.2.2"+esp, toSealed)
-	refused("what root of a member sent", member, 0, 0, "192.0.2.2"+esp, toSealed)
-	refused("what was marked by root", member, 0, espMark, "192.0.2.2"+esp, toSealed)
-	refused("", in["a1"], 0, 0, "192.0.2.2"+esp, toSealed)
-	refused("", in["c1"], 0, 0, "192.0.2.2"+esp, toSealed)
-	refused("", in["a1"], 0, espMark, "192.0.2.2"+esp, toSealed)
+	refused("what a user of a member sent", member, 65534, 0, sealedPort, toSealed)
+	refused("what root of a member sent", member, 0, 0, sealedPort, toSealed)
+	refused("what was marked by root", member, 0, espMark, sealedPort, toSealed)
+	refused("", in["a1"], 0, 0, sealedPort, toSealed)
+	refused("", in["c1"], 0, 0, sealedPort, toSealed)
+	refused("", in["a1"], 0, espMark, sealedPort, toSealed)
 	wantOnly(t, a2, in["a1"], "10.0.8.3:82")
 	wantOnly(t, c2, in["c1"], "10.0.1.3:82")
 
 	// To the host itself, where policies do not apply.
-	for _, to := range []string{"192.0.2.1", "127.0.0.1"} {
-		if err := sendAs(member, 65534, 0, to+esp, forged(sealedVNI, "10.0.8.3", "10.0.8.2", "forged")); err != nil && !os.IsPermission(err) {
+	for _, own := range []netip.Addr{l.at(1), map[bool]netip.Addr{false: netip.MustParseAddr("127.0.0.1"), true: netip.IPv6Loopback()}[six]} {
+		if err := sendAs(member, 65534, 0, to(own, model.ESPPort), forged(sealedVNI, "10.0.8.3", "10.0.8.2", "forged")); err != nil && !os.IsPermission(err) {
 			t.Fatal(err)
 		}
 	}
@@ -290,7 +313,7 @@ func TestEncryptedKeepsForgedOut(t *testing.T) {
 }
 
 func TestEncryptedByESPIsMended(t *testing.T) {
-	l, in := sealedMixed(t)
+	l, in := sealedMixed(t, false)
 	n := l.nodes[0]
 	x, err := openXfrm(n.hostNS, false)
 	if err != nil {
@@ -376,7 +399,7 @@ func TestEncryptedByESPIsMended(t *testing.T) {
 // TestEncryptedByESPComesAndGoes: associations are there as long as a network needs them, and
 // one that comes back goes on counting.
 func TestEncryptedByESPComesAndGoes(t *testing.T) {
-	l, in := sealedLab(t, model.ESP)
+	l, in := sealedLab(t, way{how: model.ESP})
 	n := l.nodes[0]
 	for range 5 {
 		wantWho(t, in["a1"], "udp4", "10.0.8.3:80", "a2", "10.0.8.2")

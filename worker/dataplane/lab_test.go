@@ -32,6 +32,7 @@ type lab struct {
 	wire  string // the namespace of the bridge that joins them
 	// program is this test's, which is also a userspace WireGuard device.
 	program string
+	six     bool // the wire carries IPv6
 }
 
 type labNode struct {
@@ -44,6 +45,12 @@ type labNode struct {
 
 func newLab(t *testing.T, nodes int) *lab {
 	t.Helper()
+	return newLabOver(t, nodes, false)
+}
+
+// newLabOver is newLab whose nodes reach each other by IPv4 or IPv6.
+func newLabOver(t *testing.T, nodes int, six bool) *lab {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root for network namespaces")
 	}
@@ -51,7 +58,7 @@ func newLab(t *testing.T, nodes int) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{t: t, dir: t.TempDir(), program: program}
+	l := &lab{t: t, dir: t.TempDir(), program: program, six: six}
 	l.wire = filepath.Join(l.dir, "wire")
 	l.namespace(l.wire)
 	err = withinPath(l.wire, func(netns.NsHandle) error {
@@ -64,7 +71,7 @@ func newLab(t *testing.T, nodes int) *lab {
 		t.Fatal(err)
 	}
 	for i := range nodes {
-		n := &labNode{id: fmt.Sprintf("node%d", i+1), addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})}
+		n := &labNode{id: fmt.Sprintf("node%d", i+1), addr: l.at(byte(i + 1))}
 		n.path, n.dir = filepath.Join(l.dir, n.id), filepath.Join(l.dir, n.id+"-state")
 		l.host(n.id, n.addr)
 		l.start(n)
@@ -76,6 +83,14 @@ func newLab(t *testing.T, nodes int) *lab {
 		l.nodes = append(l.nodes, n)
 	}
 	return l
+}
+
+// at returns an address on the wire, a node's by its number.
+func (l *lab) at(host byte) netip.Addr {
+	if l.six {
+		return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: host})
+	}
+	return netip.AddrFrom4([4]byte{192, 0, 2, host})
 }
 
 func (l *lab) namespace(path string) {
@@ -112,11 +127,17 @@ func (l *lab) host(name string, addr netip.Addr) string {
 			if err != nil {
 				return err
 			}
-			return errors.Join(netlink.AddrAdd(eth, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, 24))}), netlink.LinkSetUp(eth))
+			if addr.Is4() {
+				return errors.Join(netlink.AddrAdd(eth, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addr, 24))}), netlink.LinkSetUp(eth))
+			}
+			return netlink.LinkSetUp(eth)
 		})
 	}
 	if err != nil {
 		l.t.Fatal(err)
+	}
+	if addr.Is6() {
+		l.address6(path, addr.String()+"/64")
 	}
 	return path
 }
