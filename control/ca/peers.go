@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
@@ -72,18 +73,11 @@ func (p *Peers) Configure(ctx context.Context, req *skepv1.ConfigureUnlockReques
 
 // createPeers makes the resource of kind PeersKind, and the kind.
 func createPeers(tx *store.Tx) error {
-	if err := tx.DefineKind(rand.Reader, pki.PeersKind, "managers that others may unlock, see skep lock peers"); err != nil {
-		return err
-	}
-	id, err := model.NewID(rand.Reader)
+	none, err := anypb.New(new(skepv1.UnlockPeers))
 	if err != nil {
-		return err
+		return model.Wrap(model.Internal, err, "write credentials of managers")
 	}
-	r, err := pki.PutPeers(&api.Resource{Id: id, Annotations: &api.Annotations{Name: pki.PeersKind}, Kind: pki.PeersKind}, new(skepv1.UnlockPeers))
-	if err != nil {
-		return err
-	}
-	return tx.Create(r)
+	return tx.CreateOnly(rand.Reader, pki.PeersKind, "managers that others may unlock, see skep lock peers", none)
 }
 
 // GetState tells whether other managers unlock, and whom.

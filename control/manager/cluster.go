@@ -87,6 +87,10 @@ func (m *Manager) startRotation(tx *store.Tx) error {
 	if tx.Snapshot().Cluster() == nil || pki.Rotation(tx.Snapshot()).GetRotated() != nil {
 		return nil
 	}
+	if _, foreign := tx.Snapshot().OnlyOf(pki.RotationKind); foreign != nil {
+		m.log.Warn("removing a resource that has one of Skep's own names and is not Skep's",
+			slog.String("resource_id", foreign.GetId()), slog.String("name", foreign.GetAnnotations().GetName()), slog.String("kind", foreign.GetKind()))
+	}
 	return pki.StartRotation(tx, m.random, tx.Now())
 }
 

@@ -548,6 +548,29 @@ func TestKeysRotateByTheirAge(t *testing.T) {
 	})
 }
 
+// TestForeignRotation: a resource that somebody else has made where the leader keeps the
+// rotation of keys, before Skep refused that or on a Docker Engine, does not end its terms.
+func TestForeignRotation(t *testing.T) {
+	run(t, 0, func(s *swarm) {
+		s.update(func(tx *store.Tx) error {
+			r, _ := tx.Snapshot().OnlyOf(pki.RotationKind)
+			if r == nil {
+				return errors.New("there is no rotation to replace")
+			}
+			return errors.Join(
+				tx.Remove(model.Resources, r.GetId()),
+				tx.Create(&api.Extension{Id: "kind", Annotations: &api.Annotations{Name: "kind"}}),
+				tx.Create(&api.Resource{Id: "foreign", Annotations: &api.Annotations{Name: "Skep.Key-Rotation"}, Kind: "kind"}))
+		})
+		s.lead()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if r, foreign := s.state.View().OnlyOf(pki.RotationKind); r == nil || foreign != nil {
+			t.Errorf("the rotation is %v, and the foreign resource %v", r, foreign)
+		}
+	})
+}
+
 // TestRotationsWait: one rotation waits until nodes have taken up the one before, but not for
 // ever, and what is asked for meanwhile is met by the same ones.
 func TestRotationsWait(t *testing.T) {

@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"context"
 
 	"google.golang.org/protobuf/proto"
@@ -14,6 +15,9 @@ import (
 func (o *Ops) CreateExtension(ctx context.Context, req *api.CreateExtensionRequest) (*api.CreateExtensionResponse, error) {
 	if req.GetAnnotations().GetName() == "" {
 		return nil, fail(invalid("extension name must be provided"))
+	}
+	if err := notOwn("extension", req.GetAnnotations().GetName()); err != nil {
+		return nil, fail(err)
 	}
 	id, err := o.newID()
 	if err != nil {
@@ -58,6 +62,9 @@ func (o *Ops) RemoveExtension(ctx context.Context, req *api.RemoveExtensionReque
 		if !ok {
 			return notFound("extension", req.GetExtensionId())
 		}
+		if err := notOwn("extension", e.GetAnnotations().GetName()); err != nil {
+			return err
+		}
 		for r := range resources(tx.Snapshot()) {
 			if r.GetKind() == e.GetAnnotations().GetName() {
 				return invalid("extension '%s' is in use by resource '%s'", e.GetAnnotations().GetName(), r.GetAnnotations().GetName())
@@ -69,6 +76,14 @@ func (o *Ops) RemoveExtension(ctx context.Context, req *api.RemoveExtensionReque
 		return nil, fail(err)
 	}
 	return new(api.RemoveExtensionResponse), nil
+}
+
+// notOwn refuses what others want to do with an extension or a resource of Skep's.
+func notOwn(what, name string) error {
+	if model.IsOwn(name) {
+		return model.Errorf(model.Denied, `%s %s is Skep's own, as all whose names begin with "skep.": skep has a command for what it keeps there`, what, name)
+	}
+	return nil
 }
 
 func resources(s *store.Snapshot) func(func(*api.Resource) bool) {
@@ -88,6 +103,9 @@ func (o *Ops) CreateResource(ctx context.Context, req *api.CreateResourceRequest
 		return nil, fail(invalid("resource must have a name"))
 	case req.GetKind() == "":
 		return nil, fail(invalid("resource must belong to an extension"))
+	}
+	if err := cmp.Or(notOwn("resource", req.GetAnnotations().GetName()), notOwn("extension", req.GetKind())); err != nil {
+		return nil, fail(err)
 	}
 	id, err := o.newID()
 	if err != nil {
@@ -150,6 +168,9 @@ func (o *Ops) UpdateResource(ctx context.Context, req *api.UpdateResourceRequest
 		if !ok {
 			return notFound("resource", req.GetResourceId())
 		}
+		if err := notOwn("extension", old.GetKind()); err != nil {
+			return err
+		}
 		updated = model.Clone(old)
 		updated.Meta = at(old.GetMeta(), req.GetResourceVersion())
 		if a := req.GetAnnotations(); a != nil {
@@ -174,7 +195,14 @@ func (o *Ops) RemoveResource(ctx context.Context, req *api.RemoveResourceRequest
 	if err := needID(req.GetResourceId()); err != nil {
 		return nil, fail(err)
 	}
-	err := o.update(ctx, func(tx *store.Tx) error { return tx.Remove(model.Resources, req.GetResourceId()) })
+	err := o.update(ctx, func(tx *store.Tx) error {
+		if r, ok := tx.Snapshot().Get(model.Resources, req.GetResourceId()).(*api.Resource); ok {
+			if err := notOwn("extension", r.GetKind()); err != nil {
+				return err
+			}
+		}
+		return tx.Remove(model.Resources, req.GetResourceId())
+	})
 	if err != nil {
 		return nil, fail(err)
 	}

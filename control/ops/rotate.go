@@ -152,6 +152,16 @@ func rotatable(s *store.Snapshot, id string) (*api.Secret, error) {
 	return secret, nil
 }
 
+// checkFormer refuses a label by which a secret would become a former value of another one. A
+// former value may keep its label, or lose it, and is a secret like others then.
+func checkFormer(spec, old *api.SecretSpec) error {
+	of, set := spec.GetAnnotations().GetLabels()[labelFormer]
+	if was, had := old.GetAnnotations().GetLabels()[labelFormer]; !set || had && of == was {
+		return nil
+	}
+	return invalid("label %s of secret %s: only `skep secret rotate` gives it, to former values", labelFormer, spec.GetAnnotations().GetName())
+}
+
 // retire renames a secret that gives its name to another value, and returns its new name.
 func retire(tx *store.Tx, secret *api.Secret, version uint64) (string, error) {
 	old := model.Clone(secret)

@@ -58,6 +58,9 @@ func (o *Ops) CreateSecret(ctx context.Context, req *api.CreateSecretRequest) (*
 	if err := o.validateSecret(ctx, spec); err != nil {
 		return nil, fail(err)
 	}
+	if err := checkFormer(spec, nil); err != nil {
+		return nil, fail(err)
+	}
 	id, err := o.newID()
 	if err != nil {
 		return nil, fail(err)
@@ -135,6 +138,9 @@ func (o *Ops) UpdateSecret(ctx context.Context, req *api.UpdateSecretRequest) (*
 		updated.Spec.Annotations.Labels = wanted.GetAnnotations().GetLabels()
 		if !proto.Equal(wanted, updated.GetSpec()) {
 			return invalid("only updates to Labels are allowed")
+		}
+		if err := checkFormer(wanted, old.GetSpec()); err != nil {
+			return err
 		}
 		return tx.Update(updated)
 	})

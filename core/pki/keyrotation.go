@@ -39,8 +39,8 @@ func Rotation(s *store.Snapshot) *skepv1.KeyRotation {
 
 func rotation(s *store.Snapshot) (*api.Resource, *skepv1.KeyRotation) {
 	out := new(skepv1.KeyRotation)
-	r, ok := s.Get(model.Resources, s.IDByName(model.Resources, RotationKind)).(*api.Resource)
-	if !ok || r.GetKind() != RotationKind {
+	r, _ := s.OnlyOf(RotationKind)
+	if r == nil {
 		return nil, out
 	}
 	if r.GetPayload().UnmarshalTo(out) != nil {
@@ -80,14 +80,7 @@ func putRotation(tx *store.Tx, random io.Reader, now *skepv1.KeyRotation) error 
 		r.Payload = payload
 		return tx.Update(r)
 	}
-	if err := tx.DefineKind(random, RotationKind, "when the keys of encrypted networks change, see skep net rotate-keys"); err != nil {
-		return err
-	}
-	id, err := model.NewID(random)
-	if err != nil {
-		return err
-	}
-	return tx.Create(&api.Resource{Id: id, Annotations: &api.Annotations{Name: RotationKind}, Kind: RotationKind, Payload: payload})
+	return tx.CreateOnly(random, RotationKind, "when the keys of encrypted networks change, see skep net rotate-keys", payload)
 }
 
 // RotationDue returns when keys are to be rotated, and until when that waits for nodes that have

@@ -34,8 +34,8 @@ func SameDigest(digest, secret []byte) bool {
 // PeerUnlocking returns the resource of kind PeersKind and what it says, nil where managers
 // do not unlock each other.
 func PeerUnlocking(s *store.Snapshot) (*api.Resource, *skepv1.UnlockPeers) {
-	r, ok := s.Get(model.Resources, s.IDByName(model.Resources, PeersKind)).(*api.Resource)
-	if !ok || r.GetKind() != PeersKind {
+	r, _ := s.OnlyOf(PeersKind)
+	if r == nil {
 		return nil, nil
 	}
 	peers := new(skepv1.UnlockPeers)
