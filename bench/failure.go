@@ -27,7 +27,8 @@ type devNode struct {
 }
 
 func (b *bench) newDev(ctx context.Context, managers, workers int) (*dev, error) {
-	d := &dev{skep: filepath.Join(b.bin, "skep"), name: fmt.Sprintf("b%d", os.Getpid()%100000)}
+	b.started++
+	d := &dev{skep: filepath.Join(b.bin, "skep"), name: fmt.Sprintf("b%d%c", os.Getpid()%100000, 'a'+b.started%26)}
 	if err := d.command(ctx, "up", "--managers", fmt.Sprint(managers), "--workers", fmt.Sprint(workers)); err != nil {
 		return nil, errors.Join(err, d.down())
 	}

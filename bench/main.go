@@ -33,10 +33,12 @@ type row struct {
 
 // bench is one run of the program.
 type bench struct {
-	bin    string
-	work   string
-	pairs  int
-	rounds int
+	bin string
+	// against holds another version's binaries; may be empty.
+	against string
+	work    string
+	pairs   int
+	rounds  int
 	// nodes are the numbers of simulated nodes, separated by commas.
 	nodes string
 	// rotating are those that the root is rotated with.
@@ -59,8 +61,9 @@ func main() {
 
 func run(ctx context.Context) error {
 	b := &bench{}
-	only := flag.String("only", "idle,unlock,seal,start,leader,worker,scale,network,netchange,endpoints,fanout,fanleader,encryption,ca", "comma-separated parts to run")
+	only := flag.String("only", "idle,unlock,seal,start,leader,worker,scale,network,netchange,endpoints,fanout,fanleader,encryption,ca,reads", "comma-separated parts to run")
 	flag.StringVar(&b.bin, "bin", "bin", "directory of the built binaries")
+	flag.StringVar(&b.against, "against", "", "directory of another version's binaries, which reads measures too")
 	flag.IntVar(&b.pairs, "pairs", 5, "pairs of Skep and Docker Engine runs")
 	flag.IntVar(&b.rounds, "rounds", 20, "rounds of killing the leader; half as many for workers")
 	engines := flag.String("engines", "skep,docker", "what start measures")
@@ -110,6 +113,7 @@ func run(ctx context.Context) error {
 		{"fanleader", b.fanLeader},
 		{"encryption", b.encryption},
 		{"ca", b.authority},
+		{"reads", b.reads},
 	}
 	var failed []error
 	for _, p := range parts {
