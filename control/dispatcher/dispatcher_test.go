@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,11 +27,13 @@ import (
 type rig struct {
 	*testing.T
 
-	state   *replica.Memory
-	d       *Dispatcher
-	members []*api.RaftMember
-	pause   time.Duration // how long the next look for silent nodes takes
-	stop    func()        // ends the term
+	state *replica.Memory
+	d     *Dispatcher
+	stop  func() // ends the term
+
+	mu      sync.Mutex
+	members []*api.RaftMember // under mu
+	pause   time.Duration     // how long the next look for silent nodes takes; under mu
 }
 
 func newRig(t *testing.T, objects ...model.Object) *rig {
@@ -53,10 +56,18 @@ func newRig(t *testing.T, objects ...model.Object) *rig {
 }
 
 func (r *rig) look() []*api.RaftMember {
-	pause := r.pause
+	r.mu.Lock()
+	members, pause := r.members, r.pause
 	r.pause = 0
+	r.mu.Unlock()
 	time.Sleep(pause)
-	return r.members
+	return members
+}
+
+func (r *rig) setMembers(m ...*api.RaftMember) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.members = m
 }
 
 // lead runs the dispatcher for a term.

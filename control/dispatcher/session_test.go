@@ -67,12 +67,13 @@ func TestMessagesWhenSomethingChanges(t *testing.T) {
 func TestMessageWhenManagersChange(t *testing.T) {
 	inTerm(t, func(r *rig) {
 		c, _ := r.register("n1")
-		r.members = append(r.members, &api.RaftMember{NodeId: "m2", Addr: "10.0.0.2:2377"})
+		second := &api.RaftMember{NodeId: "m2", Addr: "10.0.0.2:2377"}
+		r.setMembers(&api.RaftMember{NodeId: "m1", Addr: "10.0.0.1:2377"}, second)
 		time.Sleep(time.Second)
 		if m := c.next(); len(m.GetManagers()) != 2 {
 			t.Errorf("managers %v", m.GetManagers())
 		}
-		r.members = []*api.RaftMember{r.members[1]}
+		r.setMembers(second)
 		time.Sleep(time.Second)
 		if m := c.next(); len(m.GetManagers()) != 1 || m.GetManagers()[0].GetPeer().GetNodeId() != "m2" {
 			t.Errorf("managers %v", m.GetManagers())
@@ -222,7 +223,9 @@ func TestSilentNodeIsLost(t *testing.T) {
 func TestPausedLeaderLosesNobody(t *testing.T) {
 	inTerm(t, func(r *rig) {
 		_, id := r.register("n1")
+		r.mu.Lock()
 		r.pause = time.Minute
+		r.mu.Unlock()
 		time.Sleep(time.Minute + time.Second)
 		if _, err := r.heartbeat("n1", id); err != nil {
 			t.Errorf("after the pause: %v", err)

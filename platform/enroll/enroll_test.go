@@ -87,6 +87,12 @@ func (a *authority) set(f func()) {
 	f()
 }
 
+// askedFor is how many certificates it was asked for until now.
+func (a *authority) askedFor() (n int) {
+	a.set(func() { n = a.asked })
+	return n
+}
+
 // withAuthority runs a test in a bubble beside an authority.
 func withAuthority(t *testing.T, test func(*testing.T, *authority)) {
 	t.Helper()
@@ -203,11 +209,11 @@ func TestJoinRefused(t *testing.T) {
 			"token of another swarm": {foreign, "remote CA does not match fingerprint"},
 			"wrong secret":           {guess, "A valid join token is necessary"},
 		} {
-			before := a.asked
+			before := a.askedFor()
 			if _, err := a.join(c.token); err == nil || !strings.Contains(err.Error(), c.text) {
 				t.Errorf("%s: %v, want %q", name, err, c.text)
 			}
-			if sent := a.asked > before; sent != (name == "wrong secret") {
+			if sent := a.askedFor() > before; sent != (name == "wrong secret") {
 				t.Errorf("%s: the token was sent: %v", name, sent)
 			}
 		}
@@ -277,8 +283,8 @@ func TestRenewalInTime(t *testing.T) {
 				t.Fatalf("a certificate of 90 days has %v left", left)
 			}
 		}
-		if a.asked < 2 || a.asked > 5 {
-			t.Errorf("%d renewals in 200 days", a.asked)
+		if a.askedFor() < 2 || a.askedFor() > 5 {
+			t.Errorf("%d renewals in 200 days", a.askedFor())
 		}
 	})
 }
@@ -290,8 +296,8 @@ func TestRenewalAfterAnOutage(t *testing.T) {
 		old := creds.Current().Leaf
 		a.set(func() { a.failed = model.ErrNoLeader })
 		time.Sleep(80 * 24 * time.Hour)
-		if a.asked == 0 || a.asked > 35*24+800 {
-			t.Errorf("%d attempts during the outage", a.asked)
+		if a.askedFor() == 0 || a.askedFor() > 35*24+800 {
+			t.Errorf("%d attempts during the outage", a.askedFor())
 		}
 		a.set(func() { a.failed = nil })
 		time.Sleep(2 * time.Hour)
@@ -307,20 +313,20 @@ func TestForcedRenewalWaitsForTheRole(t *testing.T) {
 		defer stop()
 		r.Force(pki.ManagerRole)
 		time.Sleep(30 * time.Second)
-		if creds.Role() != pki.WorkerRole || a.asked < 2 {
-			t.Errorf("role %s after %d attempts", creds.Role(), a.asked)
+		if creds.Role() != pki.WorkerRole || a.askedFor() < 2 {
+			t.Errorf("role %s after %d attempts", creds.Role(), a.askedFor())
 		}
 		a.set(func() { a.role = pki.ManagerRole })
 		time.Sleep(time.Minute)
 		if creds.Role() != pki.ManagerRole {
 			t.Errorf("role %s", creds.Role())
 		}
-		asked := a.asked
+		asked := a.askedFor()
 		r.Force(pki.WorkerRole) // the last wish counts
 		r.Force(pki.ManagerRole)
 		time.Sleep(time.Minute)
-		if creds.Role() != pki.ManagerRole || a.asked != asked+1 {
-			t.Errorf("role %s after %d more attempts", creds.Role(), a.asked-asked)
+		if creds.Role() != pki.ManagerRole || a.askedFor() != asked+1 {
+			t.Errorf("role %s after %d more attempts", creds.Role(), a.askedFor()-asked)
 		}
 	})
 }
