@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/skep-dev/skep/api"
@@ -58,13 +59,37 @@ func (n *networking) note(e model.Event, s *store.Snapshot) {
 			}
 		}
 	case model.Nodes:
-		if e.Kind == model.Create {
+		old, _ := e.Old.(*api.Node)
+		updated, _ := e.New.(*api.Node)
+		if e.Kind == model.Create || model.Foreign(old.GetDescription()) != model.Foreign(updated.GetDescription()) {
 			n.nodes.push(e.ID())
 		}
+	}
+	if e.Table == model.Tasks {
+		n.noteTask(e, s)
 	}
 	if e.Kind == model.Remove {
 		delete(n.waiting, waiter{e.Table, e.ID()})
 	}
+}
+
+// noteTask has a Docker Engine looked at that a task came to, or left, with its networks.
+func (n *networking) noteTask(e model.Event, s *store.Snapshot) {
+	old, _ := e.Old.(*api.Task)
+	updated, _ := e.New.(*api.Task)
+	id := updated.GetNodeId()
+	if id == "" {
+		id = old.GetNodeId()
+	}
+	if balancesFrom(old) != balancesFrom(updated) && model.Foreign(s.Node(id).GetDescription()) {
+		n.nodes.push(id)
+	}
+}
+
+// balancesFrom reports whether a task is the reason for its node to have an address in each of
+// its networks: it is on a node and has not ended.
+func balancesFrom(t *api.Task) bool {
+	return t.GetNodeId() != "" && t.GetStatus().GetState() <= api.TaskState_RUNNING && len(t.GetNetworks()) > 0
 }
 
 // settle remembers what a record waits for; a nil error means that it has everything.
@@ -123,17 +148,31 @@ func (c *services) decideNetwork(ctx context.Context, s *store.Snapshot, id stri
 	}
 }
 
-// decideAttachments gives a node its address in the ingress network.
+// decideAttachments gives a node its address in the ingress network, and a Docker Engine one in
+// each network of its tasks.
 func (c *services) decideAttachments(ctx context.Context, s *store.Snapshot, id string, b *batch) {
 	n := s.Node(id)
 	if n == nil {
 		return
 	}
+	var others []string
+	if model.Foreign(n.GetDescription()) {
+		for t := range s.TasksByNode(id) {
+			if !balancesFrom(t) {
+				continue
+			}
+			for _, a := range t.GetNetworks() {
+				others = append(others, a.GetNetwork().GetId())
+			}
+		}
+		slices.Sort(others)
+		others = slices.Compact(others)
+	}
 	_, waited := c.net.waiting[waiter{model.Nodes, id}]
-	edited, err := c.net.Node(n)
+	edited, err := c.net.Node(n, others...)
 	c.net.settle(model.Nodes, id, err)
 	if err != nil && !waited {
-		c.log.LogAttrs(ctx, slog.LevelWarn, "node takes no part in the routing mesh", slog.String("node_id", id), slog.Any("error", err))
+		c.log.LogAttrs(ctx, slog.LevelWarn, "node lacks addresses in its networks", slog.String("node_id", id), slog.Any("error", err))
 	}
 	if edited != nil {
 		b.add(unit{key: id, changes: []model.Change{{Kind: model.Update, Object: edited}}})

@@ -179,3 +179,56 @@ func TestFoundersEncryptTheIngressNetwork(t *testing.T) {
 		}
 	}
 }
+
+// TestDockerEngineBalancesInEachNetwork gives a Docker Engine an address in the networks of its
+// tasks, from which it leads connections, while it has such tasks; Skep's nodes need none.
+func TestDockerEngineBalancesInEachNetwork(t *testing.T) {
+	run(t, 2, func(s *swarm) {
+		docker, skep := nodeID(0), nodeID(1)
+		s.deaf[docker], s.deaf[skep] = true, true
+		for id, plugin := range map[string]string{docker: "overlay", skep: model.SkepOverlay} {
+			s.editNode(id, func(n *api.Node) {
+				n.Description.Engine = &api.EngineDescription{Plugins: []*api.PluginDescription{{Type: "Network", Name: plugin}}}
+			})
+		}
+		s.network("front", "10.9.0.0/24")
+		s.within(time.Second, func(v *store.Snapshot) string {
+			if v.Network("front").GetDriverState() == nil {
+				return "the network is not allocated"
+			}
+			return ""
+		})
+		attached := func(id string, n int) func(*store.Snapshot) string {
+			return func(v *store.Snapshot) string {
+				if got := v.Node(id).GetAttachments(); len(got) != n || n == 1 && got[0].GetNetwork().GetId() != "front" {
+					return fmt.Sprintf("node %s is attached to %v, want %d", id, got, n)
+				}
+				return ""
+			}
+		}
+		task := func(id, node string, last int) *api.Task {
+			return &api.Task{
+				Id: id, NodeId: node, Spec: taskSpec("good"), DesiredState: api.TaskState_RUNNING, Status: &api.TaskStatus{State: api.TaskState_RUNNING},
+				Networks: []*api.NetworkAttachment{{Network: s.state.View().Network("front"), Addresses: []string{fmt.Sprintf("10.9.0.%d/24", last)}}},
+			}
+		}
+		s.create(task("a", docker, 100))
+		s.create(task("b", docker, 101))
+		s.create(task("c", skep, 102))
+		s.within(time.Second, attached(docker, 1))
+		end := func(id string) {
+			s.update(func(tx *store.Tx) error {
+				ended := model.Clone(tx.Snapshot().Task(id))
+				ended.DesiredState, ended.Status.State = api.TaskState_SHUTDOWN, api.TaskState_SHUTDOWN
+				return tx.Update(ended)
+			})
+		}
+		end("a")
+		synctest.Wait()
+		s.within(0, attached(docker, 1))
+		s.within(0, attached(skep, 0))
+		s.lead() // another leader, same answer
+		end("b")
+		s.within(time.Second, attached(docker, 0))
+	})
+}

@@ -387,6 +387,53 @@ func TestNodeAttachments(t *testing.T) {
 	}
 }
 
+func dockerNode(id string) *api.Node {
+	return &api.Node{Id: id, Status: &api.NodeStatus{State: api.NodeStatus_READY}, Description: &api.NodeDescription{
+		Engine: &api.EngineDescription{Plugins: []*api.PluginDescription{{Type: "Network", Name: "overlay"}}},
+	}}
+}
+
+// TestDockerEngineAttachments gives a Docker Engine an address in each network of its tasks,
+// takes it back with the last of them, and has it stay out of networks that it cannot be in.
+func TestDockerEngineAttachments(t *testing.T) {
+	w := newWorld(t.Fatalf, "10.0.0.0/8", 24)
+	mesh, _ := w.network(&api.NetworkSpec{Annotations: &api.Annotations{Name: "mesh"}, Ingress: true})
+	front, _ := w.network(&api.NetworkSpec{Annotations: &api.Annotations{Name: "front"}})
+	sealed, _ := w.network(encryptedSpec("sealed"))
+	dual, _ := w.network(&api.NetworkSpec{Annotations: &api.Annotations{Name: "dual"}, Ipv6Enabled: true})
+	n := dockerNode("d")
+	w.store(n)
+	var err error
+	want := func(ids []string, networks ...*api.Network) {
+		t.Helper()
+		var edited *api.Node
+		if edited, err = w.state.Node(n, ids...); err != nil || edited == nil {
+			t.Fatalf("with %q: %v, %v", ids, edited, err)
+		}
+		n = edited
+		w.store(n)
+		if again, err := w.state.Node(n, ids...); again != nil || err != nil {
+			t.Errorf("again: %v, %v", again, err)
+		}
+		var got, wanted []string
+		for _, a := range n.GetAttachments() {
+			got = append(got, a.GetNetwork().GetId()+" "+a.GetAddresses()[0])
+		}
+		for i, v := range networks {
+			wanted = append(wanted, fmt.Sprintf("%s 10.0.%d.2/24", v.GetId(), i))
+		}
+		if !slices.Equal(got, wanted) {
+			t.Errorf("attached to %q, want %q", got, wanted)
+		}
+	}
+	// The ingress network's is there anyway, and its tasks name it as well.
+	want([]string{front.GetId(), mesh.GetId(), sealed.GetId(), dual.GetId(), "unknown"}, mesh, front)
+	want(nil, mesh)
+	if held := w.state.networks[front.GetId()].subnets[0].held; len(held) != 1 { // the gateway's
+		t.Errorf("the front network still has %v", held)
+	}
+}
+
 func TestCheck(t *testing.T) {
 	for _, tt := range []struct {
 		config *api.IPAMConfig

@@ -20,7 +20,9 @@ func TestEncryptionIsWhatAllNodesCan(t *testing.T) {
 	w := newWorld(t.Fatalf, "10.0.0.0/8", 24)
 	node := func(id, can string, state api.NodeStatus_State) {
 		w.store(&api.Node{Id: id, Status: &api.NodeStatus{State: state}, Description: &api.NodeDescription{
-			Engine: &api.EngineDescription{Labels: map[string]string{model.EncryptionLabel: can}},
+			Engine: &api.EngineDescription{
+				Labels: map[string]string{model.EncryptionLabel: can}, Plugins: []*api.PluginDescription{{Type: "Network", Name: model.SkepOverlay}},
+			},
 		}})
 	}
 	count := 0
@@ -45,6 +47,9 @@ func TestEncryptionIsWhatAllNodesCan(t *testing.T) {
 	want(model.ESP, model.ESPPort, model.EncryptionOption, model.ESP)
 	want(model.WireGuard, 6000, model.EncryptionPortOption, "6000")
 	node("n2", "wireguard-userspace", api.NodeStatus_DOWN)
+	want(model.ESP, model.ESPPort)
+	// What a Docker Engine can do does not matter: it gets no task of such a network.
+	w.store(dockerNode("n3"))
 	want(model.ESP, model.ESPPort)
 
 	_, err := w.network(encryptedSpec("twice", model.EncryptionOption, model.WireGuard, model.EncryptionPortOption, "6000"))

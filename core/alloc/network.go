@@ -254,18 +254,22 @@ func (s *State) network(n *api.Network) (*api.Network, *BlockedError) {
 }
 
 // networkEncryption says how a network is encrypted, unless its creator did: by ESP where
-// every node that is not lost can do so, else by WireGuard. It stays so.
+// every node of Skep's that is not lost can do so, else by WireGuard. It stays so.
 func (s *State) networkEncryption(n *api.Network) *BlockedError {
 	options := n.GetDriverState().GetOptions()
 	how := options[model.EncryptionOption]
 	if how == "" {
 		how = model.ESP
+		some := false
 		for _, node := range s.present {
-			if !model.CanEncrypt(node, model.ESP) {
+			if model.Foreign(node.GetDescription()) {
+				continue
+			}
+			if some = true; !model.CanEncrypt(node, model.ESP) {
 				how = model.WireGuard
 			}
 		}
-		if len(s.present) == 0 {
+		if !some {
 			how = model.WireGuard
 		}
 	}

@@ -171,13 +171,15 @@ func (g *grant) requested(n *network, texts []string) ([]string, error) {
 	return g.addresses(n, wanted)
 }
 
-// Node returns the edited copy of a node that lacks an address in the ingress network
-// or in one of others, or that has one in a network which is gone; nil when there is
-// nothing to do. The error is a *BlockedError; the copy then has what there was.
+// Node returns the edited copy of a node that lacks an address in the ingress network or in
+// one of others, or that has one in another network; nil when there is nothing to do. Others
+// are the networks of a Docker Engine's tasks: it balances from an address in each. It has
+// none in networks that it cannot take part in. The error is a *BlockedError; the copy then
+// has what there was.
 func (s *State) Node(v *api.Node, others ...string) (*api.Node, error) {
-	ids := append([]string{s.ingress}, others...)
-	for _, a := range v.GetAttachments() { // Docker Engines balance from an address in each network
-		if id := a.GetNetwork().GetId(); !slices.Contains(ids, id) {
+	ids := []string{s.ingress}
+	for _, id := range others {
+		if !slices.Contains(ids, id) {
 			ids = append(ids, id)
 		}
 	}
@@ -187,7 +189,7 @@ func (s *State) Node(v *api.Node, others ...string) (*api.Node, error) {
 	var failed error
 	for _, id := range ids {
 		n := s.networks[id]
-		if n == nil || !n.ready() || !n.overlay() {
+		if n == nil || !n.ready() || !n.overlay() || model.Foreign(v.GetDescription()) && model.Unshared(n.record) != "" {
 			continue
 		}
 		var present []string
