@@ -1152,9 +1152,12 @@ type OverlayEndpoint struct {
 	// True while the task may get new connections: names and service addresses lead to it.
 	Routable bool `protobuf:"varint,8,opt,name=routable,proto3" json:"routable,omitempty"`
 	// True if its node can answer clients whose address was kept, through their entry node.
-	KeepsSource   bool `protobuf:"varint,12,opt,name=keeps_source,json=keepsSource,proto3" json:"keeps_source,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	KeepsSource bool `protobuf:"varint,12,opt,name=keeps_source,json=keepsSource,proto3" json:"keeps_source,omitempty"`
+	// True of a node's endpoint in the ingress network if what it leads to tasks still has the
+	// published port for its destination: a Docker Engine's.
+	LeadsToPublished bool `protobuf:"varint,13,opt,name=leads_to_published,json=leadsToPublished,proto3" json:"leads_to_published,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *OverlayEndpoint) Reset() {
@@ -1246,6 +1249,13 @@ func (x *OverlayEndpoint) GetRoutable() bool {
 func (x *OverlayEndpoint) GetKeepsSource() bool {
 	if x != nil {
 		return x.KeepsSource
+	}
+	return false
+}
+
+func (x *OverlayEndpoint) GetLeadsToPublished() bool {
+	if x != nil {
+		return x.LeadsToPublished
 	}
 	return false
 }
@@ -1825,7 +1835,7 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\vEndpointKey\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x17\n" +
-	"\atask_id\x18\x02 \x01(\tR\x06taskId\"\x99\x02\n" +
+	"\atask_id\x18\x02 \x01(\tR\x06taskId\"\xc7\x02\n" +
 	"\x0fOverlayEndpoint\x12&\n" +
 	"\x03key\x18\x01 \x01(\v2\x14.skep.v1.EndpointKeyR\x03key\x12\x1d\n" +
 	"\n" +
@@ -1836,7 +1846,8 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\taddresses\x18\x06 \x03(\tR\taddresses\x12\x18\n" +
 	"\aaliases\x18\a \x03(\tR\aaliases\x12\x1a\n" +
 	"\broutable\x18\b \x01(\bR\broutable\x12!\n" +
-	"\fkeeps_source\x18\f \x01(\bR\vkeepsSource\"A\n" +
+	"\fkeeps_source\x18\f \x01(\bR\vkeepsSource\x12,\n" +
+	"\x12leads_to_published\x18\r \x01(\bR\x10leadsToPublished\"A\n" +
 	"\aPeerKey\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x17\n" +

@@ -292,7 +292,7 @@ func (m *Map) putNode(id string, stored *api.Node) []Notice {
 		delete(m.nodes, id)
 		return out
 	}
-	out = append(out, m.setEndpoints(id, meshEndpoint(stored))...)
+	out = append(out, m.setEndpoints(id, ownEndpoints(stored))...)
 	if old == nil || !proto.Equal(m.localRecord(old), m.localRecord(stored)) {
 		out = append(out, Notice{id, Key{Kind: Local}})
 	}

@@ -394,3 +394,56 @@ func TestGossip(t *testing.T) {
 		}
 	}
 }
+
+// TestDockerEngineLeadsFromItsAddresses tells Skep's nodes of the addresses from which a Docker
+// Engine leads connections: else they would not answer it.
+func TestDockerEngineLeadsFromItsAddresses(t *testing.T) {
+	r := newRecords()
+	mesh, front := testNetwork(0, true), testNetwork(1, false)
+	for _, n := range []*api.Network{mesh, front} {
+		put(r.networks, model.Networks, n)
+	}
+	skep, docker := testNode(0, api.NodeStatus_READY), testNode(1, api.NodeStatus_READY)
+	docker.Description = &api.NodeDescription{Engine: &api.EngineDescription{Plugins: []*api.PluginDescription{{Type: "Network", Name: "overlay"}}}}
+	for i, n := range []*api.Node{skep, docker} {
+		n.Attachments = []*api.NetworkAttachment{{Network: mesh, Addresses: []string{fmt.Sprintf("10.0.0.%d/24", 100+i)}}}
+		put(r.nodes, model.Nodes, n)
+	}
+	put(r.tasks, model.Tasks, testTask("a", "s", skep.GetId(), []*api.Network{front}, api.TaskState_RUNNING, api.TaskState_RUNNING))
+	m := New(r)
+	u, told := m.Complete(skep.GetId())
+	leads := func(u *skepv1.NetworkUpdate) string {
+		var out []string
+		for _, e := range u.GetEndpoints() {
+			if e.GetKey().GetTaskId() == e.GetNodeId() {
+				out = append(out, fmt.Sprint(e.GetNodeId(), " ", e.GetKey().GetNetworkId(), " ", e.GetAddresses(), " ", e.GetNodeAddr(), " published:", e.GetLeadsToPublished(), " routable:", e.GetRoutable(), e.GetName()))
+			}
+		}
+		return fmt.Sprint(out)
+	}
+	if got, want := leads(u), "[node0 net0 [10.0.0.100/24] 192.0.2.1 published:false routable:false node1 net0 [10.0.0.101/24] 192.0.2.2 published:true routable:false]"; got != want {
+		t.Errorf("told %s, want %s", got, want)
+	}
+	if got := u.GetNode().GetIngressAddr(); got != "10.0.0.100/24" {
+		t.Errorf("its own address is %s", got)
+	}
+	// It gets a task of the network, and loses it again.
+	with := model.Clone(docker)
+	with.Attachments = append(with.Attachments, &api.NetworkAttachment{Network: front, Addresses: []string{"10.0.1.101/24"}})
+	change := func(n *api.Node) *skepv1.NetworkUpdate {
+		var keys []Key
+		for _, notice := range m.Apply(put(r.nodes, model.Nodes, n)) {
+			if notice.NodeID == skep.GetId() {
+				keys = append(keys, notice.Key)
+			}
+		}
+		return m.Update(skep.GetId(), told, keys)
+	}
+	if got, want := leads(change(with)), "[node1 net1 [10.0.1.101/24] 192.0.2.2 published:false routable:false]"; got != want {
+		t.Errorf("told %s, want %s", got, want)
+	}
+	gone := change(docker).GetRemovedEndpoints()
+	if len(gone) != 1 || gone[0].GetNetworkId() != front.GetId() || gone[0].GetTaskId() != docker.GetId() {
+		t.Errorf("told that %v are gone", gone)
+	}
+}

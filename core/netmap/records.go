@@ -136,34 +136,43 @@ func ipProtocol(p api.PortConfig_Protocol) uint32 {
 	}
 }
 
-// meshEndpoint is a node's own endpoint in the ingress network, from which it leads
-// connections to its published ports to tasks; they answer to it. It has the node's id for a
-// task's, and no names.
-func meshEndpoint(n *api.Node) map[string]*skepv1.OverlayEndpoint {
-	for _, a := range meshAttachments(n) {
+// ownEndpoints are a node's own endpoints, by network. From that in the ingress network it
+// leads connections to its published ports to tasks, which answer to it; a Docker Engine leads
+// them to service addresses as well, from one in each of its networks. They have the node's id
+// for a task's, and no names.
+func ownEndpoints(n *api.Node) map[string]*skepv1.OverlayEndpoint {
+	out := map[string]*skepv1.OverlayEndpoint{}
+	foreign := model.Foreign(n.GetDescription())
+	for _, a := range ownAttachments(n) {
 		id := a.GetNetwork().GetId()
-		return map[string]*skepv1.OverlayEndpoint{id: {
-			Key: &skepv1.EndpointKey{NetworkId: id, TaskId: n.GetId()}, NodeId: n.GetId(), NodeAddr: dataAddr(n), Addresses: a.GetAddresses(),
-		}}
+		if out[id] == nil {
+			out[id] = &skepv1.OverlayEndpoint{
+				Key: &skepv1.EndpointKey{NetworkId: id, TaskId: n.GetId()}, NodeId: n.GetId(), NodeAddr: dataAddr(n), Addresses: a.GetAddresses(),
+				LeadsToPublished: foreign && model.Ingress(a.GetNetwork()),
+			}
+		}
 	}
-	return nil
+	return out
 }
 
-// meshAttachments are a node's attachments to the ingress network that have an address.
-func meshAttachments(n *api.Node) []*api.NetworkAttachment {
+// ownAttachments are a node's attachments that have an address.
+func ownAttachments(n *api.Node) []*api.NetworkAttachment {
 	attachments := n.GetAttachments()
 	if n.GetAttachment() != nil { //nolint:staticcheck // the only one that old managers write
 		attachments = append(slices.Clip(attachments), n.GetAttachment()) //nolint:staticcheck // as above
 	}
 	return slices.DeleteFunc(slices.Clone(attachments), func(a *api.NetworkAttachment) bool {
-		return !model.Ingress(a.GetNetwork()) || len(a.GetAddresses()) == 0
+		return !overlay(a.GetNetwork()) || len(a.GetAddresses()) == 0
 	})
 }
 
 // localRecord is what a node must know of itself.
 func (m *Map) localRecord(n *api.Node) *skepv1.LocalNode {
 	r := &skepv1.LocalNode{Id: n.GetId(), DataAddr: dataAddr(n), VxlanPort: m.port, Gossip: len(m.foreign) > 0}
-	for _, a := range meshAttachments(n) {
+	for _, a := range ownAttachments(n) {
+		if !model.Ingress(a.GetNetwork()) {
+			continue
+		}
 		for _, addr := range a.GetAddresses() {
 			if strings.Contains(addr, ":") {
 				r.IngressAddr6 = addr
