@@ -109,7 +109,7 @@ func comparePublished(a, b Published) int {
 func (s *State) published(ingress string, v *skepv1.BalancedService) []Published {
 	var out []Published
 	for _, p := range v.GetPorts() {
-		if p.GetPublished() == 0 || p.GetPublished() > 65535 || p.GetTarget() > 65535 || p.GetProtocol() > 255 {
+		if !isPort(p) {
 			continue
 		}
 		out = append(out, Published{
@@ -119,6 +119,11 @@ func (s *State) published(ingress string, v *skepv1.BalancedService) []Published
 		})
 	}
 	return out
+}
+
+// isPort reports whether a port is one at all.
+func isPort(p *skepv1.MeshPort) bool {
+	return p.GetPublished() != 0 && p.GetPublished() <= 65535 && p.GetTarget() <= 65535 && p.GetProtocol() <= 255
 }
 
 // Keeper is a task's address in the ingress network. While it is there, the entry node

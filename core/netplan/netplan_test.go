@@ -476,3 +476,37 @@ func TestIngressHasNoNames(t *testing.T) {
 		t.Errorf("beside the ingress network: %v, without it %v", a, b)
 	}
 }
+
+// TestEngines: a task behind the mesh knows from where its published ports come as such.
+func TestEngines(t *testing.T) {
+	s := start()
+	own, leg := ep("n0", "a", "s1", "node1", 3, true), ep("n0", "node2", "", "node2", 9, false)
+	leg.Name, leg.LeadsToPublished = "", true
+	p := s.Merge(&skepv1.NetworkUpdate{Endpoints: []*skepv1.OverlayEndpoint{own, leg}})
+	engine := netip.MustParseAddr("10.0.0.9")
+	if got := s.Engines(); !p.Engines || !slices.Equal(got, []netip.Addr{engine}) {
+		t.Errorf("engines are %v, changed %v", got, p.Engines)
+	}
+	want := []Published{{Protocol: 6, Published: 8001, Target: 80}}
+	if got := s.Arrivals(netip.MustParseAddr("10.0.0.3")); !cmp.Equal(got, want, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })) {
+		t.Errorf("arrivals %v", got)
+	}
+	for _, other := range []string{"10.0.0.4", "10.0.1.3", "10.0.0.77"} { // elsewhere, another network, nobody
+		if got := s.Arrivals(netip.MustParseAddr(other)); got != nil {
+			t.Errorf("arrivals at %s: %v", other, got)
+		}
+	}
+	if p := s.Merge(&skepv1.NetworkUpdate{Endpoints: []*skepv1.OverlayEndpoint{ep("n0", "z", "s1", "node3", 20, true)}}); p.Engines {
+		t.Error("a task counts as an engine")
+	}
+	same := service("s1", true, 0, 1)
+	same.Ports = []*skepv1.MeshPort{{Protocol: 6, Target: 80, Published: 80}, {Protocol: 17, Target: 53, Published: 70000}}
+	s.Merge(&skepv1.NetworkUpdate{Services: []*skepv1.BalancedService{same}})
+	if got := s.Arrivals(netip.MustParseAddr("10.0.0.3")); got != nil {
+		t.Errorf("the same port: %v", got)
+	}
+	p = s.Merge(&skepv1.NetworkUpdate{RemovedEndpoints: []*skepv1.EndpointKey{{NetworkId: "n0", TaskId: "node2"}}})
+	if got := s.Engines(); !p.Engines || len(got) != 0 {
+		t.Errorf("engines are %v, changed %v", got, p.Engines)
+	}
+}

@@ -21,6 +21,8 @@ type Plan struct {
 	Publish []Published
 	// Keep lists addresses that became, or no longer are, those of tasks that see clients'.
 	Keep []Keeper
+	// Engines is set when Docker Engines came to the ingress network or left it.
+	Engines bool
 	// Update goes to the names now: what it brings is answered from here on.
 	Update *skepv1.NetworkUpdate
 	// End lists endpoints whose connections must end, since nothing is there any more.
@@ -53,11 +55,12 @@ func (s *State) Merge(u *skepv1.NetworkUpdate) Plan {
 	p := Plan{Update: inc, read: read, Leaving: s.leaving(inc, read), Node: inc.GetNode() != nil}
 	t, services := s.touched(inc, read)
 	s.serve(&t, services, inc)
-	before := s.collect(t)
+	before, engines := s.collect(t), s.Engines()
 	s.merge(inc, read)
 	s.serve(&t, services, inc) // there are no addresses more
 	after := s.collect(t)
 	p.compare(before, after, t)
+	p.Engines = !slices.Equal(engines, s.Engines())
 	for _, n := range inc.GetNetworks() {
 		p.Networks = append(p.Networks, n.GetId())
 	}

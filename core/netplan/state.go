@@ -33,6 +33,7 @@ type State struct {
 	peers     map[string]map[string]*skepv1.NetworkPeer // by encrypted network and node
 	members   map[string]*members                       // by network
 	byService map[string]set[*endpoint]
+	engines   map[Key]*endpoint // those that lead to published ports
 	// named holds the ids of services by name; nil in a State that answers no names, whose
 	// members have no names either.
 	named map[string]set[string]
@@ -105,6 +106,7 @@ func NewState() *State {
 	return &State{
 		node: &skepv1.LocalNode{}, networks: map[string]*skepv1.OverlayNetwork{}, segments: map[string][]Segment{}, services: map[string]*skepv1.BalancedService{},
 		peers: map[string]map[string]*skepv1.NetworkPeer{}, members: map[string]*members{}, byService: map[string]set[*endpoint]{},
+		engines: map[Key]*endpoint{},
 	}
 }
 
@@ -367,6 +369,9 @@ func (s *State) putEndpoint(e *endpoint) {
 	if id := e.GetServiceId(); id != "" {
 		link(s.byService, id, e)
 	}
+	if e.GetLeadsToPublished() {
+		s.engines[e.key] = e
+	}
 	if s.named == nil {
 		return
 	}
@@ -385,6 +390,7 @@ func (s *State) dropEndpoint(k Key) {
 	}
 	m := s.members[k.Network]
 	delete(m.byTask, k.Task)
+	delete(s.engines, k)
 	for _, a := range [...]netip.Addr{e.v4, e.v6} {
 		take(m.byAddr, a, e)
 	}

@@ -64,7 +64,7 @@ func (d *Dataplane) apply(u *skepv1.NetworkUpdate) error {
 	if whole {
 		errs = append(errs, d.converge(&drift{repair: true}))
 	} else {
-		errs = append(errs, d.updateCrypts(p.Encrypted, false), d.balance(p.Balance), d.updateMesh(p.Publish, p.Keep))
+		errs = append(errs, d.updateCrypts(p.Encrypted, false), d.balance(p.Balance), d.updateMesh(p.Publish, p.Keep), d.updateArrivals(p))
 	}
 	d.names.merge(p)
 	errs = append(errs, d.end(p.End))

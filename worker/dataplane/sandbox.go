@@ -35,6 +35,7 @@ type sandbox struct {
 	dns      *resolver
 	balancer balancer
 	answers  *answering // nil unless it is in the ingress network
+	arrivals arrivals
 }
 
 func (s *sandbox) networks() []string {
@@ -204,7 +205,7 @@ func (d *Dataplane) ensureSandbox(s *sandbox, x *drift) error {
 		}
 		balances = append(balances, d.want.Balances(o.NetworkID)...)
 	}
-	errs = append(errs, d.ensureWayOut(h, s, x), d.ensureSource(ns, h, s, x))
+	errs = append(errs, d.ensureWayOut(h, s, x), d.ensureSource(ns, h, s, x), d.ensureArrivals(ns, s, x))
 	if s.dns == nil && x.add(kindNames, "container %.12s: nobody answers its questions", s.id) {
 		if s.dns, err = d.listen(ns, s); err != nil {
 			errs = append(errs, err)
