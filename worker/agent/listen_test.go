@@ -12,6 +12,7 @@ import (
 	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/lifecycle"
+	"github.com/skep-dev/skep/core/model"
 )
 
 // overlaysOf says, where a rig's node has networks that like it, that they are served.
@@ -22,14 +23,23 @@ type overlaysOf struct {
 }
 
 func (o overlaysOf) Watch(req *skepv1.WatchNetworksRequest, stream skepv1.Networks_WatchServer) error {
-	if _, ok := o.r.nets.(*ear); !ok {
+	e, ok := o.r.nets.(*ear)
+	if !ok {
 		return o.UnimplementedNetworksServer.Watch(req, stream)
 	}
 	if err := stream.Send(&skepv1.NetworkUpdate{Complete: true, Version: 1}); err != nil {
 		return err
 	}
-	<-stream.Context().Done()
-	return nil
+	for {
+		select {
+		case <-stream.Context().Done():
+			return nil
+		case u := <-e.says:
+			if err := stream.Send(u); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 func (overlaysOf) Programmed(context.Context, *skepv1.ProgrammedRequest) (*skepv1.ProgrammedResponse, error) {
@@ -42,6 +52,7 @@ type ear struct {
 
 	on    atomic.Bool
 	asked atomic.Int32
+	says  chan *skepv1.NetworkUpdate // what the manager tells next
 }
 
 func (*ear) Apply(context.Context, *skepv1.NetworkUpdate) error { return nil }
@@ -68,7 +79,7 @@ func web(desired api.TaskState) *api.Task {
 func withEar(t *testing.T, test func(*rig, *ear)) {
 	t.Helper()
 	inBubble(t, func(r *rig) {
-		e := &ear{noNetworks: noNetworks{t}}
+		e := &ear{noNetworks: noNetworks{t}, says: make(chan *skepv1.NetworkUpdate)}
 		r.halt()
 		r.nets = e
 		r.start()
@@ -151,4 +162,44 @@ func TestOthersAreNotWaitedFor(t *testing.T) {
 			t.Errorf("they were looked at %d times", asked)
 		}
 	})
+}
+
+// TestDockerEnginesHearBeforeATaskStops: they report nothing, so a task of a network that they
+// may be in runs on for a moment after all nodes of Skep's have turned away from it.
+func TestDockerEnginesHearBeforeATaskStops(t *testing.T) {
+	for name, c := range map[string]struct {
+		gossip bool
+		edit   func(*api.Network)
+		waits  bool
+	}{
+		"with engines":                  {true, func(*api.Network) {}, true},
+		"without":                       {false, func(*api.Network) {}, false},
+		"engines, an encrypted network": {true, func(n *api.Network) { n.DriverState.Options = map[string]string{model.EncryptedOption: ""} }, false},
+		"engines, a network with IPv6":  {true, func(n *api.Network) { n.Ipam = &api.IPAMOptions{Configs: []*api.IPAMConfig{{Subnet: "fd00::/64"}}} }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withEar(t, func(r *rig, e *ear) {
+				e.on.Store(true)
+				one := func(desired api.TaskState) *api.Task {
+					task := web(desired)
+					c.edit(task.GetNetworks()[0].GetNetwork())
+					return task
+				}
+				r.assign(one(api.TaskState_RUNNING))
+				time.Sleep(2 * lookLast)
+				r.want("t1", api.TaskState_RUNNING, 1, 1)
+				e.says <- &skepv1.NetworkUpdate{Version: 2, Node: &skepv1.LocalNode{Id: "n", Gossip: c.gossip}}
+				r.assign(one(api.TaskState_SHUTDOWN))
+				e.says <- &skepv1.NetworkUpdate{Version: 3, Withdrawn: []string{"t1"}}
+				time.Sleep(enginesWait / 2)
+				state, running := api.TaskState_SHUTDOWN, 0
+				if c.waits {
+					state, running = api.TaskState_RUNNING, 1
+				}
+				r.want("t1", state, running, 1)
+				time.Sleep(enginesWait)
+				r.want("t1", api.TaskState_SHUTDOWN, 0, 1)
+			})
+		})
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -36,6 +37,9 @@ const (
 	// withdrawWait bounds how long a task that is to stop runs on for other nodes to lead
 	// their connections elsewhere.
 	withdrawWait = 5 * time.Second
+	// enginesWait is how long Docker Engines, which report nothing, have to hear by gossip that
+	// a task is to stop. It is as long as they give each other.
+	enginesWait = 2 * time.Second
 	// programAgain is the pause before an update that failed is tried again.
 	programAgain = time.Second
 	// repairsEvery is how often differences that the node mended by itself are reported.
@@ -93,7 +97,7 @@ func (a *Agent) networks(ctx context.Context, conn grpc.ClientConnInterface, ses
 		}
 		again = nil
 		order := u.GetCheck()
-		a.worker.withdraw(u.GetComplete(), u.GetWithdrawn())
+		a.worker.withdraw(u)
 		report := &skepv1.ProgrammedRequest{SessionId: session, Version: version}
 		err := a.cfg.Networks.Apply(ctx, u)
 		if err != nil {
@@ -138,19 +142,22 @@ func (a *Agent) examine(ctx context.Context, client skepv1.NetworksClient, sessi
 	return err
 }
 
-// withdraw notes the tasks that no node leads connections to any longer; all is set when
-// they are the only ones.
-func (w *worker) withdraw(all bool, ids []string) {
-	if len(ids) == 0 && !all {
+// withdraw notes the tasks that no node of Skep's leads connections to any longer. A complete
+// update names all of them.
+func (w *worker) withdraw(u *skepv1.NetworkUpdate) {
+	if len(u.GetWithdrawn()) == 0 && u.GetNode() == nil && !u.GetComplete() {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if all {
+	if u.GetNode() != nil {
+		w.engines = u.GetNode().GetGossip()
+	}
+	if u.GetComplete() {
 		clear(w.withdrawn)
 	}
-	for _, id := range ids {
-		w.withdrawn[id] = true
+	for _, id := range u.GetWithdrawn() {
+		w.withdrawn[id] = time.Now()
 	}
 	w.notify()
 }
@@ -165,9 +172,16 @@ func (w *worker) awaitWithdrawal(ctx context.Context, task *api.Task) {
 	defer late.Stop()
 	for {
 		w.mu.Lock()
-		gone, changed := w.withdrawn[task.GetId()], w.changed
+		since, gone := w.withdrawn[task.GetId()]
+		changed, engines := w.changed, w.engines
 		w.mu.Unlock()
 		if gone {
+			if engines && sharedWithEngines(task) {
+				select {
+				case <-time.After(time.Until(since.Add(enginesWait))):
+				case <-ctx.Done():
+				}
+			}
 			return
 		}
 		select {
@@ -179,6 +193,13 @@ func (w *worker) awaitWithdrawal(ctx context.Context, task *api.Task) {
 			return
 		}
 	}
+}
+
+// sharedWithEngines reports whether Docker Engines may lead connections to a task.
+func sharedWithEngines(task *api.Task) bool {
+	return slices.ContainsFunc(task.GetNetworks(), func(a *api.NetworkAttachment) bool {
+		return a.GetNetwork().GetDriverState().GetName() == "overlay" && model.Unshared(a.GetNetwork()) == ""
+	})
 }
 
 // overlays is what the agent knows of its swarm's overlay networks.

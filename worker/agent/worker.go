@@ -42,8 +42,9 @@ type worker struct {
 	// complete is set once this process knows all secrets and configs of its tasks.
 	complete bool
 	reports  map[string]*api.TaskStatus // not yet sent, the latest of each task
-	// withdrawn are the tasks that no node leads connections to any longer.
-	withdrawn map[string]bool
+	// withdrawn says since when no node of Skep's leads connections to a task any longer.
+	withdrawn map[string]time.Time
+	engines   bool // whether the swarm has Docker Engines
 	overlays  overlays
 	changed   chan struct{} // closed and replaced when a task came, went, started or was withdrawn, and with overlays
 }
@@ -61,7 +62,7 @@ func newWorker(ctx context.Context, cfg *Config, db *database) *worker {
 		reports:  map[string]*api.TaskStatus{},
 		changed:  make(chan struct{}),
 
-		withdrawn: map[string]bool{},
+		withdrawn: map[string]time.Time{},
 	}
 	w.start = func(m *managed) { w.group.Go(func() { m.run(ctx) }) }
 	return w
