@@ -2,6 +2,8 @@ package netmap
 
 import (
 	"bytes"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -22,6 +24,23 @@ func TestSPI(t *testing.T) {
 	} {
 		if got := spi(netip.MustParseAddr(c.from), netip.MustParseAddr(c.to), 100); got != c.want {
 			t.Errorf("%s to %s: %#x, want %#x", c.from, c.to, got, c.want)
+		}
+	}
+}
+
+// TestESPKeysAreHKDFs: what is derived in two steps is what one would give.
+func TestESPKeysAreHKDFs(t *testing.T) {
+	secrets := espSecrets([]*api.EncryptionKey{{Key: []byte("one")}, {Key: []byte("two")}})
+	a, b := &espEnd{name: [32]byte{1}}, &espEnd{name: [32]byte{2}}
+	got, rest := secrets[1].key(make([]byte, 0, 2*sha256.Size), a, b)
+	again, _ := secrets[1].key(rest, b, a)
+	for _, c := range []struct {
+		got      []byte
+		from, to *espEnd
+	}{{got, a, b}, {again, b, a}} {
+		want, err := hkdf.Key(sha256.New, []byte("two"), nil, string(c.from.name[:])+string(c.to.name[:]), model.ESPKeySize)
+		if err != nil || !bytes.Equal(c.got, want) {
+			t.Errorf("%x, %v; want %x", c.got, err, want)
 		}
 	}
 }
@@ -157,12 +176,7 @@ func TestESPOfAReplacedNode(t *testing.T) {
 		if !slices.Equal(got, nodes) {
 			t.Errorf("%s: n1 sends to %v, want %v", what, got, nodes)
 		}
-		u, _ := m.Complete(one.id)
-		whole := &follower{peers: map[string]*skepv1.NetworkPeer{}}
-		whole.take(u)
-		if fmt.Sprint(whole.peers) != fmt.Sprint(one.peers) {
-			t.Errorf("%s: n1 knows %v, a new one would know %v", what, one.peers, whole.peers)
-		}
+		wantAsNew(t, m, []*follower{one})
 	}
 	const up, down = api.NodeStatus_READY, api.NodeStatus_DOWN
 	for i := 1; i <= 3; i++ {

@@ -49,6 +49,9 @@ type View interface {
 type node struct {
 	stored *api.Node // nil while only its tasks are known
 	tasks  map[string]*api.Task
+	// end is what espEnd returns, once endKnown is set.
+	end      *espEnd
+	endKnown bool
 }
 
 func (n *node) addr() string { return dataAddr(n.stored) }
@@ -84,6 +87,7 @@ type Map struct {
 	tasks    map[string]map[string]*skepv1.OverlayEndpoint // by task and network
 	port     uint32
 	keys     []*api.EncryptionKey // what keys of nodes are derived from, newest first
+	secrets  []espSecret          // of keys
 	// derived are the keys for ESP between the node that an update is made for and others: the
 	// same in all their networks. Nil before the first in an update.
 	derived map[string][]*skepv1.EspKey
@@ -94,8 +98,8 @@ func New(v View) *Map {
 	m := &Map{
 		nodes: map[string]*node{}, hosts: map[string]map[string]bool{}, foreign: map[string]bool{}, networks: map[string]*network{}, services: map[string]*service{},
 		tasks: map[string]map[string]*skepv1.OverlayEndpoint{}, port: v.Cluster().GetVXLANUDPPort(),
-		keys: pki.NetworkKeys(v.Cluster(), pki.OverlayKeys),
 	}
+	m.setKeys(v.Cluster())
 	for n := range v.Networks() {
 		m.putNetwork(n)
 	}
@@ -145,12 +149,20 @@ func (m *Map) putCluster(c *api.Cluster) []Notice {
 		m.port = c.GetVXLANUDPPort()
 		out = m.toAll()
 	}
-	keys := pki.NetworkKeys(c, pki.OverlayKeys)
-	if !slices.EqualFunc(keys, m.keys, func(a, b *api.EncryptionKey) bool { return proto.Equal(a, b) }) {
-		m.keys = keys
+	if m.setKeys(c) {
 		out = append(out, m.Rekey()...)
 	}
 	return out
+}
+
+// setKeys takes the cluster's keys over and reports whether they are others than before.
+func (m *Map) setKeys(c *api.Cluster) bool {
+	keys := pki.NetworkKeys(c, pki.OverlayKeys)
+	if slices.EqualFunc(keys, m.keys, func(a, b *api.EncryptionKey) bool { return proto.Equal(a, b) }) {
+		return false
+	}
+	m.keys, m.secrets = keys, espSecrets(keys)
+	return true
 }
 
 // toAll tells all nodes of themselves.
@@ -283,7 +295,7 @@ func (m *Map) node(id string) *node {
 func (m *Map) putNode(id string, stored *api.Node) []Notice {
 	n := m.node(id)
 	old := n.stored
-	n.stored = stored
+	n.stored, n.endKnown = stored, false
 	m.putHost(id, dataAddr(old), n.addr())
 	out := m.putForeign(id, model.Foreign(stored.GetDescription()))
 	if stored == nil && len(n.tasks) == 0 {
