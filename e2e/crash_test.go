@@ -31,7 +31,7 @@ import (
 const crashTime = 5 * time.Minute
 
 // TestCrash kills the daemons of three managers with SIGKILL, one, two or all of them at
-// any moment, while clients create, change, read and remove configs through all managers'
+// any moment, or stops one for a while, that goes on as if it still led, while clients create, change, read and remove configs through all managers'
 // Docker API. Then it checks that the history of every config is linearizable: no
 // acknowledged write is lost, none happens twice, no reader sees the past.
 func TestCrash(t *testing.T) {
@@ -81,6 +81,10 @@ func (s *swarm) killLoop(t *testing.T, d time.Duration, h *history) int {
 			return kills
 		}
 		time.Sleep(rand.N(time.Second)) // any moment
+		if rand.IntN(3) == 0 {
+			s.pause(t, names[rand.IntN(len(names))], h)
+			continue
+		}
 		victims := slices.Clone(names)
 		rand.Shuffle(len(victims), func(i, j int) { victims[i], victims[j] = victims[j], victims[i] })
 		// Mostly one, so that the others elect; sometimes all, so that only disks remain.
@@ -96,6 +100,23 @@ func (s *swarm) killLoop(t *testing.T, d time.Duration, h *history) int {
 			t.Logf("%.3f %s started", time.Since(h.begin).Seconds(), v)
 		}
 	}
+}
+
+// pause stops a manager long enough for the others to elect a leader, so that it wakes up
+// to what clients asked it meanwhile.
+func (s *swarm) pause(t *testing.T, name string, h *history) {
+	t.Helper()
+	s.refresh(t)
+	pid := s.node(t, name).PID
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatalf("stop %s: %v", name, err)
+	}
+	t.Logf("%.3f %s paused", time.Since(h.begin).Seconds(), name)
+	time.Sleep(rand.N(4 * time.Second))
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatalf("continue %s: %v", name, err)
+	}
+	t.Logf("%.3f %s goes on", time.Since(h.begin).Seconds(), name)
 }
 
 // What clients do to the config of one name. Every label is written once.
