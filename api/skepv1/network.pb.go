@@ -812,7 +812,9 @@ type LocalNode struct {
 	IngressAddr6 string `protobuf:"bytes,12,opt,name=ingress_addr6,json=ingressAddr6,proto3" json:"ingress_addr6,omitempty"`
 	// True while the swarm has Docker Engine members: the node tells them of its endpoints by
 	// their gossip.
-	Gossip        bool `protobuf:"varint,13,opt,name=gossip,proto3" json:"gossip,omitempty"`
+	Gossip bool `protobuf:"varint,13,opt,name=gossip,proto3" json:"gossip,omitempty"`
+	// Addresses of some of these members.
+	GossipPeers   []string `protobuf:"bytes,14,rep,name=gossip_peers,json=gossipPeers,proto3" json:"gossip_peers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -887,6 +889,13 @@ func (x *LocalNode) GetGossip() bool {
 		return x.Gossip
 	}
 	return false
+}
+
+func (x *LocalNode) GetGossipPeers() []string {
+	if x != nil {
+		return x.GossipPeers
+	}
+	return nil
 }
 
 // OverlayNetwork is one network that the node takes part in.
@@ -1801,7 +1810,7 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	" \x03(\tR\twithdrawn\x12*\n" +
 	"\x05peers\x18\v \x03(\v2\x14.skep.v1.NetworkPeerR\x05peers\x125\n" +
 	"\rremoved_peers\x18\f \x03(\v2\x10.skep.v1.PeerKeyR\fremovedPeers\x12)\n" +
-	"\x05check\x18\x14 \x01(\v2\x13.skep.v1.CheckOrderR\x05check\"\xb7\x01\n" +
+	"\x05check\x18\x14 \x01(\v2\x13.skep.v1.CheckOrderR\x05check\"\xda\x01\n" +
 	"\tLocalNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tdata_addr\x18\x02 \x01(\tR\bdataAddr\x12!\n" +
@@ -1809,7 +1818,8 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\n" +
 	"vxlan_port\x18\x04 \x01(\rR\tvxlanPort\x12#\n" +
 	"\ringress_addr6\x18\f \x01(\tR\fingressAddr6\x12\x16\n" +
-	"\x06gossip\x18\r \x01(\bR\x06gossip\"\xeb\x02\n" +
+	"\x06gossip\x18\r \x01(\bR\x06gossip\x12!\n" +
+	"\fgossip_peers\x18\x0e \x03(\tR\vgossipPeers\"\xeb\x02\n" +
 	"\x0eOverlayNetwork\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x120\n" +

@@ -2,6 +2,7 @@ package netmap
 
 import (
 	"iter"
+	"maps"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -81,7 +82,7 @@ type service struct {
 type Map struct {
 	nodes    map[string]*node
 	hosts    map[string]map[string]bool // nodes by address
-	foreign  map[string]bool            // nodes that are Docker Engines
+	foreign  map[string]string          // addresses of nodes that are Docker Engines, by id
 	networks map[string]*network
 	services map[string]*service
 	tasks    map[string]map[string]*skepv1.OverlayEndpoint // by task and network
@@ -96,7 +97,7 @@ type Map struct {
 // New returns the map of a stored state.
 func New(v View) *Map {
 	m := &Map{
-		nodes: map[string]*node{}, hosts: map[string]map[string]bool{}, foreign: map[string]bool{}, networks: map[string]*network{}, services: map[string]*service{},
+		nodes: map[string]*node{}, hosts: map[string]map[string]bool{}, foreign: map[string]string{}, networks: map[string]*network{}, services: map[string]*service{},
 		tasks: map[string]map[string]*skepv1.OverlayEndpoint{}, port: v.Cluster().GetVXLANUDPPort(),
 	}
 	m.setKeys(v.Cluster())
@@ -174,19 +175,31 @@ func (m *Map) toAll() []Notice {
 	return out
 }
 
-// putForeign notes whether a node is a Docker Engine. All nodes hear of the first and of the
-// end of the last.
-func (m *Map) putForeign(id string, is bool) []Notice {
-	before := len(m.foreign) > 0
-	if is {
-		m.foreign[id] = true
+// putForeign notes whether a node is a Docker Engine. All nodes hear when that changes whom
+// they gossip with.
+func (m *Map) putForeign(id string, stored *api.Node) []Notice {
+	some, before := len(m.foreign) > 0, m.gossipPeers()
+	if model.Foreign(stored.GetDescription()) {
+		m.foreign[id] = stored.GetStatus().GetAddr()
 	} else {
 		delete(m.foreign, id)
 	}
-	if before == (len(m.foreign) > 0) {
+	if some == (len(m.foreign) > 0) && slices.Equal(before, m.gossipPeers()) {
 		return nil
 	}
 	return m.toAll()
+}
+
+// maxGossipPeers is how many Docker Engines nodes are told of; those tell of the others.
+const maxGossipPeers = 16
+
+// gossipPeers are the addresses of some Docker Engines.
+func (m *Map) gossipPeers() []string {
+	if len(m.foreign) == 0 {
+		return nil
+	}
+	all := slices.DeleteFunc(slices.Sorted(maps.Values(m.foreign)), func(a string) bool { return a == "" })
+	return all[:min(len(all), maxGossipPeers)]
 }
 
 // Rekey says who must hear when all keys change.
@@ -297,7 +310,7 @@ func (m *Map) putNode(id string, stored *api.Node) []Notice {
 	old := n.stored
 	n.stored, n.endKnown = stored, false
 	m.putHost(id, dataAddr(old), n.addr())
-	out := m.putForeign(id, model.Foreign(stored.GetDescription()))
+	out := m.putForeign(id, stored)
 	if stored == nil && len(n.tasks) == 0 {
 		out = append(out, m.setEndpoints(id, nil)...)
 		out = append(out, m.twinsChanged(id, old, nil)...)

@@ -380,8 +380,9 @@ func TestGossip(t *testing.T) {
 		want  bool // whether it takes part in gossip
 	}{
 		{put(r.nodes, model.Nodes, engine(2)), true, true},
-		{put(r.nodes, model.Nodes, engine(3)), false, true},
-		{drop(r.nodes, model.Nodes, "node2"), false, true},
+		{put(r.nodes, model.Nodes, engine(2)), false, true},
+		{put(r.nodes, model.Nodes, engine(3)), true, true},
+		{drop(r.nodes, model.Nodes, "node2"), true, true},
 		{drop(r.nodes, model.Nodes, "node3"), true, false},
 	} {
 		notices := m.Apply(step.event)
@@ -389,8 +390,8 @@ func TestGossip(t *testing.T) {
 			t.Errorf("%s: node1 hears of itself: %t", step.event.ID(), told)
 		}
 		u, _ := m.Complete("node1")
-		if u.GetNode().GetGossip() != step.want {
-			t.Errorf("%s: gossip is %t", step.event.ID(), u.GetNode().GetGossip())
+		if u.GetNode().GetGossip() != step.want || (len(u.GetNode().GetGossipPeers()) > 0) != step.want {
+			t.Errorf("%s: gossip is %t with %v", step.event.ID(), u.GetNode().GetGossip(), u.GetNode().GetGossipPeers())
 		}
 	}
 }

@@ -168,7 +168,9 @@ func ownAttachments(n *api.Node) []*api.NetworkAttachment {
 
 // localRecord is what a node must know of itself.
 func (m *Map) localRecord(n *api.Node) *skepv1.LocalNode {
-	r := &skepv1.LocalNode{Id: n.GetId(), DataAddr: dataAddr(n), VxlanPort: m.port, Gossip: len(m.foreign) > 0}
+	r := &skepv1.LocalNode{
+		Id: n.GetId(), DataAddr: dataAddr(n), VxlanPort: m.port, Gossip: len(m.foreign) > 0, GossipPeers: m.gossipPeers(),
+	}
 	for _, a := range ownAttachments(n) {
 		if !model.Ingress(a.GetNetwork()) {
 			continue
