@@ -58,6 +58,9 @@ type Config struct {
 	Engine runtime.Engine
 	// Networks programs the swarm's networks; nil for a node without them.
 	Networks agent.Networks
+	// Gossip tells Docker Engines in the swarm of this node's networks; nil for a node that
+	// does not.
+	Gossip Gossip
 	// Attachments connects containers that are no tasks to networks of the swarm; nil for a
 	// node without such containers.
 	Attachments *agent.Attachments

@@ -27,6 +27,7 @@ import (
 	"github.com/skep-dev/skep/platform/keystore"
 	"github.com/skep-dev/skep/platform/wire"
 	"github.com/skep-dev/skep/worker/agent"
+	"github.com/skep-dev/skep/worker/gossip"
 	"github.com/skep-dev/skep/worker/runtime"
 )
 
@@ -110,6 +111,9 @@ func newMember(cfg *Config, dir string, saved savedState, keys *keystore.Store, 
 
 // run takes part in the swarm until ctx ends; any other end is an error.
 func (m *member) run(ctx context.Context) error {
+	if m.cfg.Gossip != nil {
+		defer m.cfg.Gossip.SetSession(gossip.Session{})
+	}
 	if engine, ok := m.cfg.Engine.(runtime.Sealer); ok {
 		if err := engine.Unseal(ctx, m.keys); err != nil {
 			return err
@@ -353,6 +357,9 @@ func (m *member) onSession(msg *api.SessionMessage) {
 	node := msg.GetNode()
 	if node == nil {
 		return
+	}
+	if m.cfg.Gossip != nil {
+		m.cfg.Gossip.SetSession(m.gossipSession(msg))
 	}
 	want := pki.RoleOU(node.GetSpec().GetDesiredRole())
 	rotate := node.GetCertificate().GetStatus().GetState() == api.IssuanceStatus_ROTATE

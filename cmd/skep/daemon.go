@@ -16,6 +16,7 @@ import (
 
 	ctdlog "github.com/containerd/log"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/skep-dev/skep/core/model"
@@ -23,6 +24,7 @@ import (
 	"github.com/skep-dev/skep/node"
 	"github.com/skep-dev/skep/worker/agent"
 	"github.com/skep-dev/skep/worker/dataplane"
+	"github.com/skep-dev/skep/worker/gossip"
 	"github.com/skep-dev/skep/worker/runtime/containerd"
 )
 
@@ -81,15 +83,22 @@ func runDaemon(ctx context.Context, d cli.Daemon) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go relaySignals(ctx, cancel, reload)
+	gossiped := gossip.New(gossip.Config{Log: log, Registerer: registry})
 	checked := make(chan error, 1)
-	go func() { checked <- network.Run(ctx) }()
+	go func() {
+		var group errgroup.Group
+		group.Go(func() error { return network.Run(ctx) })
+		group.Go(func() error { return network.Publish(ctx, gossiped) })
+		group.Go(func() error { return gossiped.Run(ctx) })
+		checked <- group.Wait()
+	}()
 	err = node.Run(ctx, node.Config{
 		DataRoot: d.DataRoot, ExecRoot: d.ExecRoot, UnlockProvider: d.UnlockProvider, Hosts: d.Hosts,
 		TLSCert: d.TLSCert, TLSKey: d.TLSKey, TLSCACert: d.TLSCACert,
 		AnyClient: !d.TLSVerify, Clear: !d.TLS, Roles: d.Roles,
 		AdvertiseAddr: d.AdvertiseAddr, ListenAddr: d.ListenAddr, Labels: d.Labels, Abilities: network.Labels, AbilitiesChanged: network.LabelsChanged(),
 		MetricsAddr: d.MetricsAddr, StopTasks: d.StopTasks, Debug: d.LogLevel == "debug", Hostname: hostname, Version: version, Commit: commit, BuildTime: buildTime(),
-		InsecureRegistries: d.Insecure, Engine: engine, Networks: network, Attachments: attachments, Bridges: network, Reload: reload, Log: log, Registry: registry,
+		InsecureRegistries: d.Insecure, Engine: engine, Networks: network, Gossip: gossiped, Attachments: attachments, Bridges: network, Reload: reload, Log: log, Registry: registry,
 	})
 	withTasks := d.StopTasks || errors.Is(context.Cause(ctx), node.ErrStopTasks)
 	cancel(nil)

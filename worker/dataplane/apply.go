@@ -26,6 +26,7 @@ func (d *Dataplane) Apply(ctx context.Context, u *skepv1.NetworkUpdate) error {
 	d.broken = err != nil
 	close(d.changed)
 	d.changed = make(chan struct{})
+	d.publishAgain()
 	d.mu.Unlock()
 	if err != nil {
 		d.metrics.failed.Inc()

@@ -81,6 +81,7 @@ type Dataplane struct {
 	reserved  map[string][]*reservation // by container id
 	want      *netplan.State
 	changed   chan struct{} // closed and replaced when an update came
+	published chan struct{} // closed and replaced when what gossip publishes may have changed
 	journal   *journal
 	bridges   map[string]*bridge  // networks of this node alone, by id
 	sandboxes map[string]*sandbox // those on overlay networks, by container id
@@ -125,7 +126,7 @@ type lease struct {
 func New(cfg Config) (*Dataplane, error) {
 	d := &Dataplane{
 		cfg: cfg, bridge: cfg.Bridge, names: newDirectory(), forwards: make(chan struct{}, maxForwards),
-		reserved: map[string][]*reservation{}, want: netplan.NewState(), changed: make(chan struct{}),
+		reserved: map[string][]*reservation{}, want: netplan.NewState(), changed: make(chan struct{}), published: make(chan struct{}),
 		journal: newJournal(cfg.ExecDir), sandboxes: map[string]*sandbox{}, crypts: map[string]*crypt{},
 		ended: make(chan struct{}, 1), described: make(chan struct{}, 1), mesh: newMesh(),
 	}
@@ -308,6 +309,7 @@ func (d *Dataplane) loadAttachments() error {
 // save writes the leases: to disk what does not say what they are for, and all of them to
 // memory that a reboot clears with the namespaces. Callers hold mu.
 func (d *Dataplane) save() error {
+	d.publishAgain()
 	whole, err := json.Marshal(d.state.Leases)
 	if err != nil {
 		return fmt.Errorf("write leases: %w", err)
