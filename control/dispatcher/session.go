@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
-	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -157,14 +156,22 @@ func (d *Dispatcher) lostStream(t *term, n *node, session string) {
 	}
 }
 
-// networkKeys are the cluster's network keys for a node. Skep's nodes are told per network
-// what they share with others, and not what that is derived from.
+// networkKeys are the cluster's network keys for a node. Skep's nodes are told per network what
+// they share with others, and not what that is derived from. Docker Engines insist on keys for
+// encrypted overlays, though they are in none that Skep's nodes are in: theirs are others, which
+// follow from the cluster's so that all have the same.
 func networkKeys(c *api.Cluster, n *api.Node) []*api.EncryptionKey {
-	keys := c.GetNetworkBootstrapKeys()
-	if _, ours := n.GetDescription().GetEngine().GetLabels()[model.EncryptionLabel]; !ours {
-		return keys
+	foreign := model.Foreign(n.GetDescription())
+	var out []*api.EncryptionKey
+	for _, k := range c.GetNetworkBootstrapKeys() {
+		switch {
+		case k.GetSubsystem() != pki.OverlayKeys:
+			out = append(out, k)
+		case foreign:
+			out = append(out, pki.DockerKey(k))
+		}
 	}
-	return slices.DeleteFunc(slices.Clone(keys), func(k *api.EncryptionKey) bool { return k.GetSubsystem() == pki.OverlayKeys })
+	return out
 }
 
 func (d *Dispatcher) sessionMessage(nodeID, session string) *api.SessionMessage {

@@ -2,10 +2,14 @@ package pki
 
 import (
 	"cmp"
+	"crypto/hmac"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"slices"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/skep-dev/skep/api"
 )
@@ -96,5 +100,15 @@ func NetworkKeys(c *api.Cluster, subsystem string) []*api.EncryptionKey {
 		}
 	}
 	slices.SortFunc(out, func(a, b *api.EncryptionKey) int { return cmp.Compare(b.GetLamportTime(), a.GetLamportTime()) })
+	return out
+}
+
+// DockerKey returns what Docker Engines are told in the place of a key: one that does not lead
+// back to it.
+func DockerKey(k *api.EncryptionKey) *api.EncryptionKey {
+	h := hmac.New(sha256.New, k.GetKey())
+	h.Write([]byte("docker engine " + k.GetSubsystem()))
+	out := proto.CloneOf(k)
+	out.Key = h.Sum(nil)[:networkKeySize]
 	return out
 }
