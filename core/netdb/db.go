@@ -145,6 +145,22 @@ func (d *DB) Members(network string) []string {
 	return out
 }
 
+// Common returns the ids of the networks that both this node and another are in, sorted.
+func (d *DB) Common(name string) []string {
+	n := d.nodes[name]
+	if n == nil || n.standing != active {
+		return nil
+	}
+	var out []string
+	for id := range d.mine {
+		if a := n.networks[id]; a != nil && !a.leaving {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // Networks returns the ids of the networks that this node is in, sorted.
 func (d *DB) Networks() []string { return slices.Sorted(maps.Keys(d.mine)) }
 

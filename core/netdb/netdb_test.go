@@ -146,6 +146,12 @@ func TestRows(t *testing.T) {
 	if m := c.nodes["c"].Members("net"); !slices.Equal(m, []string{"a", "b"}) {
 		t.Errorf("c knows members %v", m)
 	}
+	if n := c.nodes["a"].Common("b"); !slices.Equal(n, []string{"net"}) {
+		t.Errorf("a and b are both in %v", n)
+	}
+	if n := c.nodes["a"].Common("c"); n != nil {
+		t.Errorf("a and c are both in %v", n)
+	}
 	c.nodes["a"].Set("net", []Row{testRow("l", "1")}, c.now)
 	c.gossip("a")
 	c.want(t, "b", "net", "a:l=1")

@@ -104,7 +104,7 @@ func (d *DB) hearRow(e *networkdb.TableEvent, syncing bool, now time.Time) {
 		return
 	}
 	d.putRow(network, k, r)
-	if !relay || !m.synced || syncing && len(m.queue) > relaysWhileSyncing || len(d.Members(network)) == 0 {
+	if !relay || !m.synced || syncing && len(m.queue) > relaysWhileSyncing || d.nodes[r.owner].standing != active {
 		return
 	}
 	if !m.queue.put(k, encode(networkdb.MessageType_TABLE_EVENT, e), false) {

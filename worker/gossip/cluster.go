@@ -23,6 +23,9 @@ import (
 const (
 	// maxBroadcasts bounds the node and network events that wait to be passed on.
 	maxBroadcasts = 4096
+	// maxMembers bounds the nodes that memberlist takes for alive, maxName their names.
+	maxMembers = 1 << 14
+	maxName    = 256
 	// maxAnswers is how many bulk synchronizations are answered at once; further ones are not,
 	// and whoever asked tries another node or asks again.
 	maxAnswers = 8
@@ -95,7 +98,7 @@ func (g *Gossip) open(ctx context.Context, w wish) (*cluster, error) {
 	}
 	c.broadcasts = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmitMult, NumNodes: func() int { return int(c.size.Load()) + 1 }}
 	cfg := memberlist.DefaultLANConfig() // with Docker's settings, but for what follows
-	cfg.Name, cfg.Keyring, cfg.Delegate, cfg.Events = c.name, keyring, c, c
+	cfg.Name, cfg.Keyring, cfg.Delegate, cfg.Events, cfg.Alive = c.name, keyring, c, c, c
 	cfg.AdvertiseAddr, cfg.AdvertisePort, cfg.BindPort = w.session.Advertise.String(), Port, Port
 	cfg.Logger = slog.NewLogLogger(g.cfg.Log.Handler(), slog.LevelDebug)
 	tr, err := g.transport(ctx, w.session, cfg.Logger)
@@ -352,9 +355,9 @@ func (c *cluster) callBack(ctx context.Context) {
 			back = name
 		}
 	}
-	networks := c.db.Networks()
+	common := c.db.Common(back)
 	c.mu.Unlock()
-	if common := c.common(back, networks); len(common) > 0 {
+	if len(common) > 0 {
 		if err := c.sync(ctx, back, common, syncWait); err != nil {
 			c.log.Debug("gossip tables not compared", slog.String("with", back), slog.Any("error", err))
 		}

@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"errors"
 	"log/slog"
 	"time"
 
@@ -55,6 +56,16 @@ func (c *cluster) MergeRemoteState(state []byte, _ bool) {
 	if err != nil {
 		c.log.Debug("gossip state ignored", slog.Any("error", err))
 	}
+}
+
+// NotifyAlive implements memberlist.AliveDelegate: what it refuses is as if it had not come.
+func (c *cluster) NotifyAlive(n *memberlist.Node) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(n.Meta) > memberlist.MetaMaxSize || len(n.Name) > maxName || c.members[n.Name] == nil && len(c.members) >= maxMembers {
+		return errors.New("too much")
+	}
+	return nil
 }
 
 // NotifyJoin implements memberlist.EventDelegate.

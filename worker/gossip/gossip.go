@@ -165,11 +165,15 @@ func (s Session) ring() [][]byte {
 	return [][]byte{keys[1].Key, keys[0].Key, keys[2].Key}
 }
 
-// againAfter is the pause after an attempt to take part that failed.
-const againAfter = 5 * time.Second
+// The pause after an attempt to take part that failed, which doubles with each that follows.
+const (
+	againFirst = 5 * time.Second
+	againLast  = 5 * time.Minute
+)
 
 // Run takes part whenever there is somebody to gossip with, until ctx ends.
 func (g *Gossip) Run(ctx context.Context) error {
+	pause := againFirst
 	for ctx.Err() == nil {
 		w := g.wish()
 		if !w.on() {
@@ -179,13 +183,19 @@ func (g *Gossip) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		if err := g.takePart(ctx, w); err != nil && ctx.Err() == nil {
-			g.cfg.Log.Error("gossip with Docker Engines failed, trying again: they do not hear of this node's endpoints", slog.Any("error", err))
-			select {
-			case <-ctx.Done():
-			case <-time.After(againAfter):
-			}
+		err := g.takePart(ctx, w)
+		if err == nil || ctx.Err() != nil {
+			pause = againFirst
+			continue
 		}
+		g.cfg.Log.Error("gossip with Docker Engines failed, trying again: they do not hear of this node's endpoints", slog.Any("error", err))
+		again := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-again.C:
+		}
+		again.Stop()
+		pause = min(2*pause, againLast)
 	}
 	return nil
 }

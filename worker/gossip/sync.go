@@ -99,7 +99,9 @@ func (c *cluster) syncAll(ctx context.Context) {
 		c.mu.Unlock()
 		rand.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
 		for _, name := range members[:min(len(members), syncTries)] {
-			common := c.common(name, networks)
+			c.mu.Lock()
+			common := c.db.Common(name)
+			c.mu.Unlock()
 			if err := c.sync(ctx, name, common, syncWait); err != nil {
 				c.log.Debug("gossip tables not compared", slog.String("with", name), slog.Any("error", err))
 				continue
@@ -110,19 +112,6 @@ func (c *cluster) syncAll(ctx context.Context) {
 			break
 		}
 	}
-}
-
-// common returns which of networks a node is in.
-func (c *cluster) common(name string, networks []string) []string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var out []string
-	for _, id := range networks {
-		if slices.Contains(c.db.Members(id), name) {
-			out = append(out, id)
-		}
-	}
-	return out
 }
 
 // sync exchanges all rows of networks with a node, which may take so long.

@@ -5,40 +5,96 @@ import (
 	"log"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
 )
 
-// transport is memberlist's, whose connections to others end with a context: a daemon that
-// stops does not wait for nodes that do not answer.
+// maxStreams bounds the connections of others that are open at once. Further ones are closed:
+// before its first message nobody has shown that he has a key.
+const maxStreams = 128
+
+// transport is memberlist's, whose connections end with a context: a daemon that stops does
+// not wait for nodes that do not answer.
 type transport struct {
 	*memberlist.NetTransport
 
-	until func() context.Context
+	until   func() context.Context
+	streams chan net.Conn
+	room    chan struct{} // holds a token for each open connection of others
+	stopped chan struct{}
+	stop    func()
 }
 
 func newTransport(ctx context.Context, s Session, logger *log.Logger) (memberlist.Transport, error) {
-	bind := s.Bind
-	if !bind.IsValid() {
-		bind = netip.IPv4Unspecified()
-	}
-	t, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{bind.String()}, BindPort: Port, Logger: logger})
+	inner, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{s.bind().String()}, BindPort: Port, Logger: logger})
 	if err != nil {
 		return nil, err
 	}
-	return &transport{t, func() context.Context { return ctx }}, nil
+	t := &transport{
+		NetTransport: inner, until: func() context.Context { return ctx },
+		streams: make(chan net.Conn), room: make(chan struct{}, maxStreams), stopped: make(chan struct{}),
+	}
+	t.stop = sync.OnceFunc(func() { close(t.stopped) })
+	go t.accept()
+	return t, nil
+}
+
+// bind is the address to listen at. Docker's default is all addresses of IPv4, which a node
+// that others reach by IPv6 does not have in mind.
+func (s Session) bind() netip.Addr {
+	switch {
+	case s.Bind.IsValid() && !s.Bind.IsUnspecified():
+		return s.Bind
+	case s.Advertise.Is6():
+		return netip.IPv6Unspecified()
+	default:
+		return netip.IPv4Unspecified()
+	}
+}
+
+// accept hands connections of others on. It takes them until memberlist's transport has
+// stopped, which waits for that.
+func (t *transport) accept() {
+	for {
+		select {
+		case <-t.stopped:
+			return
+		case conn := <-t.NetTransport.StreamCh():
+			select {
+			case t.room <- struct{}{}:
+			default:
+				_ = conn.Close() // nothing was said yet
+				continue
+			}
+			c := t.ending(conn, func() { <-t.room })
+			select {
+			case t.streams <- c:
+			case <-t.until().Done():
+				_ = c.Close() // nothing was said yet
+			}
+		}
+	}
+}
+
+// StreamCh implements memberlist.Transport.
+func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
+
+// Shutdown implements memberlist.Transport.
+func (t *transport) Shutdown() error {
+	defer t.stop()
+	return t.NetTransport.Shutdown()
 }
 
 // DialTimeout implements memberlist.Transport.
 func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: timeout}
-	ctx := t.until()
-	conn, err := dialer.DialContext(ctx, "tcp", addr)
+	conn, err := dialer.DialContext(t.until(), "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
-	return &endingConn{conn, context.AfterFunc(ctx, func() { _ = conn.Close() })}, nil // it may be closed already
+	return t.ending(conn, func() {}), nil
 }
 
 // DialAddressTimeout implements memberlist.NodeAwareTransport.
@@ -46,15 +102,23 @@ func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Durati
 	return t.DialTimeout(a.Addr, timeout)
 }
 
-// endingConn is a connection that ends with a context, unless it was closed before.
+// ending returns a connection that ends with the context, and calls free when it is closed.
+func (t *transport) ending(conn net.Conn, free func()) net.Conn {
+	forget := context.AfterFunc(t.until(), func() { _ = conn.Close() }) // it may be closed already
+	return &endingConn{conn, sync.OnceFunc(func() {
+		forget()
+		free()
+	})}
+}
+
 type endingConn struct {
 	net.Conn
 
-	forget func() bool
+	ended func()
 }
 
 // Close implements [net.Conn].
 func (c *endingConn) Close() error {
-	c.forget()
+	c.ended()
 	return c.Conn.Close()
 }
