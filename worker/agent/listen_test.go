@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -161,6 +162,23 @@ func TestOthersAreNotWaitedFor(t *testing.T) {
 		if asked := e.asked.Load(); asked != 0 {
 			t.Errorf("they were looked at %d times", asked)
 		}
+	})
+}
+
+// Servers that are told to stop drop connections that have not brought their requests yet,
+// so one that was led to a task just before all nodes knew was lost.
+func TestATaskRunsOnForItsLastConnections(t *testing.T) {
+	withEar(t, func(r *rig, e *ear) {
+		e.on.Store(true)
+		r.assign(web(api.TaskState_RUNNING))
+		r.assign(web(api.TaskState_SHUTDOWN))
+		r.want("t1", api.TaskState_RUNNING, 1, 1)
+		e.says <- &skepv1.NetworkUpdate{Version: 2, Withdrawn: []string{"t1"}}
+		time.Sleep(lingerWait - time.Millisecond)
+		synctest.Wait()
+		r.want("t1", api.TaskState_RUNNING, 1, 1)
+		r.settle()
+		r.want("t1", api.TaskState_SHUTDOWN, 0, 1)
 	})
 }
 

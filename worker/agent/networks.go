@@ -40,6 +40,10 @@ const (
 	// enginesWait is how long Docker Engines, which report nothing, have to hear by gossip that
 	// a task is to stop. It is as long as they give each other.
 	enginesWait = 2 * time.Second
+	// lingerWait is how much longer than all nodes lead there a task runs, for the connections
+	// that were led to it last to bring their requests: servers that are told to stop drop those
+	// that have not. It is enough for TLS over a long way, and little beside a container's start.
+	lingerWait = 300 * time.Millisecond
 	// programAgain is the pause before an update that failed is tried again.
 	programAgain = time.Second
 	// repairsEvery is how often differences that the node mended by itself are reported.
@@ -176,11 +180,16 @@ func (w *worker) awaitWithdrawal(ctx context.Context, task *api.Task) {
 		changed, engines := w.changed, w.engines
 		w.mu.Unlock()
 		if gone {
+			wait := time.Duration(0)
+			if task.GetStatus().GetState() == api.TaskState_RUNNING {
+				wait = lingerWait
+			}
 			if engines && sharedWithEngines(task) {
-				select {
-				case <-time.After(time.Until(since.Add(enginesWait))):
-				case <-ctx.Done():
-				}
+				wait = enginesWait
+			}
+			select {
+			case <-time.After(time.Until(since.Add(wait))):
+			case <-ctx.Done():
 			}
 			return
 		}
