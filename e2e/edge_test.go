@@ -133,6 +133,17 @@ func (s *swarm) wantGet(t *testing.T, node, container, name, answer string) {
 	})
 }
 
+// wantNoName waits until a name means nothing to a container any more.
+func (s *swarm) wantNoName(t *testing.T, node, container, name string) {
+	t.Helper()
+	eventually(t, 15*time.Second, container+" on "+node+" knows no "+name, func() string {
+		if out := s.in(t, node, container, "/bin/testapp", "resolve", name); !strings.Contains(out, "lookup "+name) {
+			return out
+		}
+		return ""
+	})
+}
+
 // testAttach runs plain containers on an attachable network, from a manager and a worker.
 func testAttach(t *testing.T, s *swarm) {
 	s.docker(t, "m1", "network", "create", "-d", "overlay", "--attachable", "--subnet", "10.77.0.0/24", "open")
@@ -169,14 +180,23 @@ func testAttach(t *testing.T, s *swarm) {
 	s.wantGet(t, "m1", "box", "pin", "pin ")
 	s.wantGet(t, "w1", "pin", "box", "box ")
 
+	// Its new name leads to it from everywhere, also after it was started again, and the old one no more.
+	s.docker(t, "w1", "run", "-d", "--name", "pen", "--network", "open", "--network-alias", "nib", testimage.V1, "serve", ":80")
+	s.wantGet(t, "m1", "box", "pen", "")
+	s.docker(t, "w1", "rename", "pen", "quill")
+	for node, container := range map[string]string{"m1": "box", "w1": "pin"} {
+		s.wantGet(t, node, container, "quill", "")
+		s.wantGet(t, node, container, "nib", "")
+		s.wantNoName(t, node, container, "pen")
+	}
+	s.docker(t, "w1", "restart", "-t", "1", "quill")
+	s.wantGet(t, "m1", "box", "quill", "")
+	s.wantNoName(t, "m1", "box", "pen")
+	s.docker(t, "w1", "rm", "-f", "quill")
+
 	// And gives it back when it ends.
 	s.docker(t, "w1", "stop", "-t", "1", "pin")
-	eventually(t, 15*time.Second, "the name of a stopped container is gone", func() string {
-		if out := s.in(t, "m1", "box", "/bin/testapp", "resolve", "pin"); !strings.Contains(out, "lookup pin") {
-			return out
-		}
-		return ""
-	})
+	s.wantNoName(t, "m1", "box", "pin")
 	eventually(t, 15*time.Second, "the address of a stopped container is free", func() string {
 		out, err := s.tryDocker(t, 30*time.Second, "m1", "run", "--rm", "--network", "open", "--ip", "10.77.0.77", testimage.V1, "exit", "0")
 		return out + text(err)
@@ -200,12 +220,7 @@ func testConnect(t *testing.T, s *swarm) {
 	s.wantGet(t, "m1", "box", "plain", "plain ")
 	s.docker(t, "w1", "network", "connect", "bridge", "plain")
 	s.docker(t, "w1", "network", "disconnect", "open", "plain")
-	eventually(t, 15*time.Second, "the name of a disconnected container is gone", func() string {
-		if out := s.in(t, "m1", "box", "/bin/testapp", "resolve", "plain"); !strings.Contains(out, "lookup plain") {
-			return out
-		}
-		return ""
-	})
+	s.wantNoName(t, "m1", "box", "plain")
 	if out := s.in(t, "w1", "plain", "busybox", "ip", "-o", "-4", "addr"); strings.Contains(out, "10.77.0.") || !strings.Contains(out, "eth") {
 		t.Errorf("addresses of a disconnected container:\n%s", out)
 	}
@@ -223,6 +238,12 @@ func testBridges(t *testing.T, s *swarm) {
 	s.wantGet(t, "w1", "left", "right", "right ")
 	s.wantGet(t, "w1", "left", "r.own", "right ")
 	s.wantGet(t, "w1", "right", "left", "left  10.66.0.9:")
+	s.docker(t, "w1", "run", "-d", "--name", "third", "--network", "own", testimage.V1, "serve", ":80")
+	s.wantGet(t, "w1", "left", "third", "")
+	s.docker(t, "w1", "rename", "third", "fourth")
+	s.wantGet(t, "w1", "left", "fourth", "")
+	s.wantNoName(t, "w1", "left", "third")
+	s.docker(t, "w1", "rm", "-f", "fourth")
 	out, err := try(t, 20*time.Second, skepBinary(t), "dev", "exec", "--name", s.name, "w1", "--", "curl", "-sS", "--max-time", "3", "http://127.0.0.1:9066/")
 	if err != nil || !strings.HasPrefix(out, "right ") {
 		t.Errorf("a published port of a container on a network of its own: %q, %v", out, err)

@@ -80,6 +80,139 @@ func (MeshSource) EnumDescriptor() ([]byte, []int) {
 	return file_skep_v1_network_proto_rawDescGZIP(), []int{0}
 }
 
+type RenameAttachmentsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Attachments   []*AttachmentNames     `protobuf:"bytes,1,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameAttachmentsRequest) Reset() {
+	*x = RenameAttachmentsRequest{}
+	mi := &file_skep_v1_network_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameAttachmentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameAttachmentsRequest) ProtoMessage() {}
+
+func (x *RenameAttachmentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameAttachmentsRequest.ProtoReflect.Descriptor instead.
+func (*RenameAttachmentsRequest) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RenameAttachmentsRequest) GetAttachments() []*AttachmentNames {
+	if x != nil {
+		return x.Attachments
+	}
+	return nil
+}
+
+// AttachmentNames are all names of one place, as NetworkAttachmentConfig.aliases.
+type AttachmentNames struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AttachmentId  string                 `protobuf:"bytes,1,opt,name=attachment_id,json=attachmentId,proto3" json:"attachment_id,omitempty"`
+	Aliases       []string               `protobuf:"bytes,2,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachmentNames) Reset() {
+	*x = AttachmentNames{}
+	mi := &file_skep_v1_network_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachmentNames) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachmentNames) ProtoMessage() {}
+
+func (x *AttachmentNames) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachmentNames.ProtoReflect.Descriptor instead.
+func (*AttachmentNames) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AttachmentNames) GetAttachmentId() string {
+	if x != nil {
+		return x.AttachmentId
+	}
+	return ""
+}
+
+func (x *AttachmentNames) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+type RenameAttachmentsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameAttachmentsResponse) Reset() {
+	*x = RenameAttachmentsResponse{}
+	mi := &file_skep_v1_network_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameAttachmentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameAttachmentsResponse) ProtoMessage() {}
+
+func (x *RenameAttachmentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skep_v1_network_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameAttachmentsResponse.ProtoReflect.Descriptor instead.
+func (*RenameAttachmentsResponse) Descriptor() ([]byte, []int) {
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{2}
+}
+
 type CheckNetworksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id or name of a network or service; empty for everything.
@@ -90,7 +223,7 @@ type CheckNetworksRequest struct {
 
 func (x *CheckNetworksRequest) Reset() {
 	*x = CheckNetworksRequest{}
-	mi := &file_skep_v1_network_proto_msgTypes[0]
+	mi := &file_skep_v1_network_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -102,7 +235,7 @@ func (x *CheckNetworksRequest) String() string {
 func (*CheckNetworksRequest) ProtoMessage() {}
 
 func (x *CheckNetworksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[0]
+	mi := &file_skep_v1_network_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -115,7 +248,7 @@ func (x *CheckNetworksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckNetworksRequest.ProtoReflect.Descriptor instead.
 func (*CheckNetworksRequest) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{0}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CheckNetworksRequest) GetTarget() string {
@@ -134,7 +267,7 @@ type CheckNetworksResponse struct {
 
 func (x *CheckNetworksResponse) Reset() {
 	*x = CheckNetworksResponse{}
-	mi := &file_skep_v1_network_proto_msgTypes[1]
+	mi := &file_skep_v1_network_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -146,7 +279,7 @@ func (x *CheckNetworksResponse) String() string {
 func (*CheckNetworksResponse) ProtoMessage() {}
 
 func (x *CheckNetworksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[1]
+	mi := &file_skep_v1_network_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -159,7 +292,7 @@ func (x *CheckNetworksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckNetworksResponse.ProtoReflect.Descriptor instead.
 func (*CheckNetworksResponse) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{1}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CheckNetworksResponse) GetNodes() []*NodeNetworks {
@@ -188,7 +321,7 @@ type NodeNetworks struct {
 
 func (x *NodeNetworks) Reset() {
 	*x = NodeNetworks{}
-	mi := &file_skep_v1_network_proto_msgTypes[2]
+	mi := &file_skep_v1_network_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -200,7 +333,7 @@ func (x *NodeNetworks) String() string {
 func (*NodeNetworks) ProtoMessage() {}
 
 func (x *NodeNetworks) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[2]
+	mi := &file_skep_v1_network_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -213,7 +346,7 @@ func (x *NodeNetworks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeNetworks.ProtoReflect.Descriptor instead.
 func (*NodeNetworks) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{2}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NodeNetworks) GetNodeId() string {
@@ -276,7 +409,7 @@ type NetworkDifference struct {
 
 func (x *NetworkDifference) Reset() {
 	*x = NetworkDifference{}
-	mi := &file_skep_v1_network_proto_msgTypes[3]
+	mi := &file_skep_v1_network_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -288,7 +421,7 @@ func (x *NetworkDifference) String() string {
 func (*NetworkDifference) ProtoMessage() {}
 
 func (x *NetworkDifference) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[3]
+	mi := &file_skep_v1_network_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -301,7 +434,7 @@ func (x *NetworkDifference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkDifference.ProtoReflect.Descriptor instead.
 func (*NetworkDifference) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{3}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NetworkDifference) GetKind() string {
@@ -351,7 +484,7 @@ type CheckOrder struct {
 
 func (x *CheckOrder) Reset() {
 	*x = CheckOrder{}
-	mi := &file_skep_v1_network_proto_msgTypes[4]
+	mi := &file_skep_v1_network_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -363,7 +496,7 @@ func (x *CheckOrder) String() string {
 func (*CheckOrder) ProtoMessage() {}
 
 func (x *CheckOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[4]
+	mi := &file_skep_v1_network_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -376,7 +509,7 @@ func (x *CheckOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckOrder.ProtoReflect.Descriptor instead.
 func (*CheckOrder) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{4}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CheckOrder) GetId() string {
@@ -405,7 +538,7 @@ type CheckedRequest struct {
 
 func (x *CheckedRequest) Reset() {
 	*x = CheckedRequest{}
-	mi := &file_skep_v1_network_proto_msgTypes[5]
+	mi := &file_skep_v1_network_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +550,7 @@ func (x *CheckedRequest) String() string {
 func (*CheckedRequest) ProtoMessage() {}
 
 func (x *CheckedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[5]
+	mi := &file_skep_v1_network_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +563,7 @@ func (x *CheckedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckedRequest.ProtoReflect.Descriptor instead.
 func (*CheckedRequest) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{5}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CheckedRequest) GetSessionId() string {
@@ -469,7 +602,7 @@ type CheckedResponse struct {
 
 func (x *CheckedResponse) Reset() {
 	*x = CheckedResponse{}
-	mi := &file_skep_v1_network_proto_msgTypes[6]
+	mi := &file_skep_v1_network_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -481,7 +614,7 @@ func (x *CheckedResponse) String() string {
 func (*CheckedResponse) ProtoMessage() {}
 
 func (x *CheckedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[6]
+	mi := &file_skep_v1_network_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -494,7 +627,7 @@ func (x *CheckedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckedResponse.ProtoReflect.Descriptor instead.
 func (*CheckedResponse) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{6}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{9}
 }
 
 type WatchNetworksRequest struct {
@@ -507,7 +640,7 @@ type WatchNetworksRequest struct {
 
 func (x *WatchNetworksRequest) Reset() {
 	*x = WatchNetworksRequest{}
-	mi := &file_skep_v1_network_proto_msgTypes[7]
+	mi := &file_skep_v1_network_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -519,7 +652,7 @@ func (x *WatchNetworksRequest) String() string {
 func (*WatchNetworksRequest) ProtoMessage() {}
 
 func (x *WatchNetworksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[7]
+	mi := &file_skep_v1_network_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -532,7 +665,7 @@ func (x *WatchNetworksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNetworksRequest.ProtoReflect.Descriptor instead.
 func (*WatchNetworksRequest) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{7}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WatchNetworksRequest) GetSessionId() string {
@@ -557,7 +690,7 @@ type ProgrammedRequest struct {
 
 func (x *ProgrammedRequest) Reset() {
 	*x = ProgrammedRequest{}
-	mi := &file_skep_v1_network_proto_msgTypes[8]
+	mi := &file_skep_v1_network_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +702,7 @@ func (x *ProgrammedRequest) String() string {
 func (*ProgrammedRequest) ProtoMessage() {}
 
 func (x *ProgrammedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[8]
+	mi := &file_skep_v1_network_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +715,7 @@ func (x *ProgrammedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgrammedRequest.ProtoReflect.Descriptor instead.
 func (*ProgrammedRequest) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{8}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ProgrammedRequest) GetSessionId() string {
@@ -621,7 +754,7 @@ type ProgrammedResponse struct {
 
 func (x *ProgrammedResponse) Reset() {
 	*x = ProgrammedResponse{}
-	mi := &file_skep_v1_network_proto_msgTypes[9]
+	mi := &file_skep_v1_network_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -633,7 +766,7 @@ func (x *ProgrammedResponse) String() string {
 func (*ProgrammedResponse) ProtoMessage() {}
 
 func (x *ProgrammedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[9]
+	mi := &file_skep_v1_network_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -646,7 +779,7 @@ func (x *ProgrammedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgrammedResponse.ProtoReflect.Descriptor instead.
 func (*ProgrammedResponse) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{9}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{12}
 }
 
 // NetworkUpdate changes what a node knows. A node applies it whole before it reports its
@@ -679,7 +812,7 @@ type NetworkUpdate struct {
 
 func (x *NetworkUpdate) Reset() {
 	*x = NetworkUpdate{}
-	mi := &file_skep_v1_network_proto_msgTypes[10]
+	mi := &file_skep_v1_network_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +824,7 @@ func (x *NetworkUpdate) String() string {
 func (*NetworkUpdate) ProtoMessage() {}
 
 func (x *NetworkUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[10]
+	mi := &file_skep_v1_network_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +837,7 @@ func (x *NetworkUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkUpdate.ProtoReflect.Descriptor instead.
 func (*NetworkUpdate) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{10}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *NetworkUpdate) GetComplete() bool {
@@ -821,7 +954,7 @@ type LocalNode struct {
 
 func (x *LocalNode) Reset() {
 	*x = LocalNode{}
-	mi := &file_skep_v1_network_proto_msgTypes[11]
+	mi := &file_skep_v1_network_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +966,7 @@ func (x *LocalNode) String() string {
 func (*LocalNode) ProtoMessage() {}
 
 func (x *LocalNode) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[11]
+	mi := &file_skep_v1_network_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +979,7 @@ func (x *LocalNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalNode.ProtoReflect.Descriptor instead.
 func (*LocalNode) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{11}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LocalNode) GetId() string {
@@ -923,7 +1056,7 @@ type OverlayNetwork struct {
 
 func (x *OverlayNetwork) Reset() {
 	*x = OverlayNetwork{}
-	mi := &file_skep_v1_network_proto_msgTypes[12]
+	mi := &file_skep_v1_network_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +1068,7 @@ func (x *OverlayNetwork) String() string {
 func (*OverlayNetwork) ProtoMessage() {}
 
 func (x *OverlayNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[12]
+	mi := &file_skep_v1_network_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1081,7 @@ func (x *OverlayNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverlayNetwork.ProtoReflect.Descriptor instead.
 func (*OverlayNetwork) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{12}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *OverlayNetwork) GetId() string {
@@ -1042,7 +1175,7 @@ type OverlaySubnet struct {
 
 func (x *OverlaySubnet) Reset() {
 	*x = OverlaySubnet{}
-	mi := &file_skep_v1_network_proto_msgTypes[13]
+	mi := &file_skep_v1_network_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1187,7 @@ func (x *OverlaySubnet) String() string {
 func (*OverlaySubnet) ProtoMessage() {}
 
 func (x *OverlaySubnet) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[13]
+	mi := &file_skep_v1_network_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1200,7 @@ func (x *OverlaySubnet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverlaySubnet.ProtoReflect.Descriptor instead.
 func (*OverlaySubnet) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{13}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *OverlaySubnet) GetSubnet() string {
@@ -1102,7 +1235,7 @@ type EndpointKey struct {
 
 func (x *EndpointKey) Reset() {
 	*x = EndpointKey{}
-	mi := &file_skep_v1_network_proto_msgTypes[14]
+	mi := &file_skep_v1_network_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1247,7 @@ func (x *EndpointKey) String() string {
 func (*EndpointKey) ProtoMessage() {}
 
 func (x *EndpointKey) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[14]
+	mi := &file_skep_v1_network_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1260,7 @@ func (x *EndpointKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointKey.ProtoReflect.Descriptor instead.
 func (*EndpointKey) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{14}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EndpointKey) GetNetworkId() string {
@@ -1171,7 +1304,7 @@ type OverlayEndpoint struct {
 
 func (x *OverlayEndpoint) Reset() {
 	*x = OverlayEndpoint{}
-	mi := &file_skep_v1_network_proto_msgTypes[15]
+	mi := &file_skep_v1_network_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1316,7 @@ func (x *OverlayEndpoint) String() string {
 func (*OverlayEndpoint) ProtoMessage() {}
 
 func (x *OverlayEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[15]
+	mi := &file_skep_v1_network_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1329,7 @@ func (x *OverlayEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OverlayEndpoint.ProtoReflect.Descriptor instead.
 func (*OverlayEndpoint) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{15}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *OverlayEndpoint) GetKey() *EndpointKey {
@@ -1280,7 +1413,7 @@ type PeerKey struct {
 
 func (x *PeerKey) Reset() {
 	*x = PeerKey{}
-	mi := &file_skep_v1_network_proto_msgTypes[16]
+	mi := &file_skep_v1_network_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1425,7 @@ func (x *PeerKey) String() string {
 func (*PeerKey) ProtoMessage() {}
 
 func (x *PeerKey) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[16]
+	mi := &file_skep_v1_network_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1438,7 @@ func (x *PeerKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerKey.ProtoReflect.Descriptor instead.
 func (*PeerKey) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{16}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PeerKey) GetNetworkId() string {
@@ -1341,7 +1474,7 @@ type NetworkPeer struct {
 
 func (x *NetworkPeer) Reset() {
 	*x = NetworkPeer{}
-	mi := &file_skep_v1_network_proto_msgTypes[17]
+	mi := &file_skep_v1_network_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1486,7 @@ func (x *NetworkPeer) String() string {
 func (*NetworkPeer) ProtoMessage() {}
 
 func (x *NetworkPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[17]
+	mi := &file_skep_v1_network_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,7 +1499,7 @@ func (x *NetworkPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPeer.ProtoReflect.Descriptor instead.
 func (*NetworkPeer) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{17}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NetworkPeer) GetKey() *PeerKey {
@@ -1424,7 +1557,7 @@ type EspKey struct {
 
 func (x *EspKey) Reset() {
 	*x = EspKey{}
-	mi := &file_skep_v1_network_proto_msgTypes[18]
+	mi := &file_skep_v1_network_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1569,7 @@ func (x *EspKey) String() string {
 func (*EspKey) ProtoMessage() {}
 
 func (x *EspKey) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[18]
+	mi := &file_skep_v1_network_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1582,7 @@ func (x *EspKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EspKey.ProtoReflect.Descriptor instead.
 func (*EspKey) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{18}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EspKey) GetOutSpi() uint32 {
@@ -1512,7 +1645,7 @@ type BalancedService struct {
 
 func (x *BalancedService) Reset() {
 	*x = BalancedService{}
-	mi := &file_skep_v1_network_proto_msgTypes[19]
+	mi := &file_skep_v1_network_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1524,7 +1657,7 @@ func (x *BalancedService) String() string {
 func (*BalancedService) ProtoMessage() {}
 
 func (x *BalancedService) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[19]
+	mi := &file_skep_v1_network_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1537,7 +1670,7 @@ func (x *BalancedService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BalancedService.ProtoReflect.Descriptor instead.
 func (*BalancedService) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{19}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *BalancedService) GetId() string {
@@ -1593,7 +1726,7 @@ type VirtualAddress struct {
 
 func (x *VirtualAddress) Reset() {
 	*x = VirtualAddress{}
-	mi := &file_skep_v1_network_proto_msgTypes[20]
+	mi := &file_skep_v1_network_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1738,7 @@ func (x *VirtualAddress) String() string {
 func (*VirtualAddress) ProtoMessage() {}
 
 func (x *VirtualAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[20]
+	mi := &file_skep_v1_network_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1751,7 @@ func (x *VirtualAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VirtualAddress.ProtoReflect.Descriptor instead.
 func (*VirtualAddress) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{20}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *VirtualAddress) GetNetworkId() string {
@@ -1647,7 +1780,7 @@ type MeshPort struct {
 
 func (x *MeshPort) Reset() {
 	*x = MeshPort{}
-	mi := &file_skep_v1_network_proto_msgTypes[21]
+	mi := &file_skep_v1_network_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1659,7 +1792,7 @@ func (x *MeshPort) String() string {
 func (*MeshPort) ProtoMessage() {}
 
 func (x *MeshPort) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[21]
+	mi := &file_skep_v1_network_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1672,7 +1805,7 @@ func (x *MeshPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshPort.ProtoReflect.Descriptor instead.
 func (*MeshPort) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{21}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MeshPort) GetProtocol() uint32 {
@@ -1710,7 +1843,7 @@ type KeyRotation struct {
 
 func (x *KeyRotation) Reset() {
 	*x = KeyRotation{}
-	mi := &file_skep_v1_network_proto_msgTypes[22]
+	mi := &file_skep_v1_network_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1855,7 @@ func (x *KeyRotation) String() string {
 func (*KeyRotation) ProtoMessage() {}
 
 func (x *KeyRotation) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_network_proto_msgTypes[22]
+	mi := &file_skep_v1_network_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1868,7 @@ func (x *KeyRotation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyRotation.ProtoReflect.Descriptor instead.
 func (*KeyRotation) Descriptor() ([]byte, []int) {
-	return file_skep_v1_network_proto_rawDescGZIP(), []int{22}
+	return file_skep_v1_network_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *KeyRotation) GetRotated() *timestamppb.Timestamp {
@@ -1756,7 +1889,13 @@ var File_skep_v1_network_proto protoreflect.FileDescriptor
 
 const file_skep_v1_network_proto_rawDesc = "" +
 	"\n" +
-	"\x15skep/v1/network.proto\x12\askep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14skep/v1/access.proto\".\n" +
+	"\x15skep/v1/network.proto\x12\askep.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14skep/v1/access.proto\"V\n" +
+	"\x18RenameAttachmentsRequest\x12:\n" +
+	"\vattachments\x18\x01 \x03(\v2\x18.skep.v1.AttachmentNamesR\vattachments\"P\n" +
+	"\x0fAttachmentNames\x12#\n" +
+	"\rattachment_id\x18\x01 \x01(\tR\fattachmentId\x12\x18\n" +
+	"\aaliases\x18\x02 \x03(\tR\aaliases\"\x1b\n" +
+	"\x19RenameAttachmentsResponse\".\n" +
 	"\x14CheckNetworksRequest\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\"D\n" +
 	"\x15CheckNetworksResponse\x12+\n" +
@@ -1901,7 +2040,7 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"MeshSource\x12\x1b\n" +
 	"\x17MESH_SOURCE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10MESH_SOURCE_KEEP\x10\x01\x12\x1a\n" +
-	"\x16MESH_SOURCE_MASQUERADE\x10\x022\x9f\x03\n" +
+	"\x16MESH_SOURCE_MASQUERADE\x10\x022\xa0\x04\n" +
 	"\bNetworks\x12e\n" +
 	"\x05Watch\x12\x1d.skep.v1.WatchNetworksRequest\x1a\x16.skep.v1.NetworkUpdate\"#ʮ\xee\x98\x02\x1d\n" +
 	"\fswarm-worker\n" +
@@ -1913,6 +2052,9 @@ const file_skep_v1_network_proto_rawDesc = "" +
 	"\x05Check\x12\x1d.skep.v1.CheckNetworksRequest\x1a\x1e.skep.v1.CheckNetworksResponse\"\x15ʮ\xee\x98\x02\x0f\n" +
 	"\rswarm-manager\x12a\n" +
 	"\aChecked\x12\x17.skep.v1.CheckedRequest\x1a\x18.skep.v1.CheckedResponse\"#ʮ\xee\x98\x02\x1d\n" +
+	"\fswarm-worker\n" +
+	"\rswarm-manager\x12\x7f\n" +
+	"\x11RenameAttachments\x12!.skep.v1.RenameAttachmentsRequest\x1a\".skep.v1.RenameAttachmentsResponse\"#ʮ\xee\x98\x02\x1d\n" +
 	"\fswarm-worker\n" +
 	"\rswarm-managerB%Z#github.com/skep-dev/skep/api/skepv1b\x06proto3"
 
@@ -1929,68 +2071,74 @@ func file_skep_v1_network_proto_rawDescGZIP() []byte {
 }
 
 var file_skep_v1_network_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_skep_v1_network_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_skep_v1_network_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_skep_v1_network_proto_goTypes = []any{
-	(MeshSource)(0),               // 0: skep.v1.MeshSource
-	(*CheckNetworksRequest)(nil),  // 1: skep.v1.CheckNetworksRequest
-	(*CheckNetworksResponse)(nil), // 2: skep.v1.CheckNetworksResponse
-	(*NodeNetworks)(nil),          // 3: skep.v1.NodeNetworks
-	(*NetworkDifference)(nil),     // 4: skep.v1.NetworkDifference
-	(*CheckOrder)(nil),            // 5: skep.v1.CheckOrder
-	(*CheckedRequest)(nil),        // 6: skep.v1.CheckedRequest
-	(*CheckedResponse)(nil),       // 7: skep.v1.CheckedResponse
-	(*WatchNetworksRequest)(nil),  // 8: skep.v1.WatchNetworksRequest
-	(*ProgrammedRequest)(nil),     // 9: skep.v1.ProgrammedRequest
-	(*ProgrammedResponse)(nil),    // 10: skep.v1.ProgrammedResponse
-	(*NetworkUpdate)(nil),         // 11: skep.v1.NetworkUpdate
-	(*LocalNode)(nil),             // 12: skep.v1.LocalNode
-	(*OverlayNetwork)(nil),        // 13: skep.v1.OverlayNetwork
-	(*OverlaySubnet)(nil),         // 14: skep.v1.OverlaySubnet
-	(*EndpointKey)(nil),           // 15: skep.v1.EndpointKey
-	(*OverlayEndpoint)(nil),       // 16: skep.v1.OverlayEndpoint
-	(*PeerKey)(nil),               // 17: skep.v1.PeerKey
-	(*NetworkPeer)(nil),           // 18: skep.v1.NetworkPeer
-	(*EspKey)(nil),                // 19: skep.v1.EspKey
-	(*BalancedService)(nil),       // 20: skep.v1.BalancedService
-	(*VirtualAddress)(nil),        // 21: skep.v1.VirtualAddress
-	(*MeshPort)(nil),              // 22: skep.v1.MeshPort
-	(*KeyRotation)(nil),           // 23: skep.v1.KeyRotation
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(MeshSource)(0),                   // 0: skep.v1.MeshSource
+	(*RenameAttachmentsRequest)(nil),  // 1: skep.v1.RenameAttachmentsRequest
+	(*AttachmentNames)(nil),           // 2: skep.v1.AttachmentNames
+	(*RenameAttachmentsResponse)(nil), // 3: skep.v1.RenameAttachmentsResponse
+	(*CheckNetworksRequest)(nil),      // 4: skep.v1.CheckNetworksRequest
+	(*CheckNetworksResponse)(nil),     // 5: skep.v1.CheckNetworksResponse
+	(*NodeNetworks)(nil),              // 6: skep.v1.NodeNetworks
+	(*NetworkDifference)(nil),         // 7: skep.v1.NetworkDifference
+	(*CheckOrder)(nil),                // 8: skep.v1.CheckOrder
+	(*CheckedRequest)(nil),            // 9: skep.v1.CheckedRequest
+	(*CheckedResponse)(nil),           // 10: skep.v1.CheckedResponse
+	(*WatchNetworksRequest)(nil),      // 11: skep.v1.WatchNetworksRequest
+	(*ProgrammedRequest)(nil),         // 12: skep.v1.ProgrammedRequest
+	(*ProgrammedResponse)(nil),        // 13: skep.v1.ProgrammedResponse
+	(*NetworkUpdate)(nil),             // 14: skep.v1.NetworkUpdate
+	(*LocalNode)(nil),                 // 15: skep.v1.LocalNode
+	(*OverlayNetwork)(nil),            // 16: skep.v1.OverlayNetwork
+	(*OverlaySubnet)(nil),             // 17: skep.v1.OverlaySubnet
+	(*EndpointKey)(nil),               // 18: skep.v1.EndpointKey
+	(*OverlayEndpoint)(nil),           // 19: skep.v1.OverlayEndpoint
+	(*PeerKey)(nil),                   // 20: skep.v1.PeerKey
+	(*NetworkPeer)(nil),               // 21: skep.v1.NetworkPeer
+	(*EspKey)(nil),                    // 22: skep.v1.EspKey
+	(*BalancedService)(nil),           // 23: skep.v1.BalancedService
+	(*VirtualAddress)(nil),            // 24: skep.v1.VirtualAddress
+	(*MeshPort)(nil),                  // 25: skep.v1.MeshPort
+	(*KeyRotation)(nil),               // 26: skep.v1.KeyRotation
+	(*timestamppb.Timestamp)(nil),     // 27: google.protobuf.Timestamp
 }
 var file_skep_v1_network_proto_depIdxs = []int32{
-	3,  // 0: skep.v1.CheckNetworksResponse.nodes:type_name -> skep.v1.NodeNetworks
-	4,  // 1: skep.v1.NodeNetworks.differences:type_name -> skep.v1.NetworkDifference
-	4,  // 2: skep.v1.CheckedRequest.differences:type_name -> skep.v1.NetworkDifference
-	12, // 3: skep.v1.NetworkUpdate.node:type_name -> skep.v1.LocalNode
-	13, // 4: skep.v1.NetworkUpdate.networks:type_name -> skep.v1.OverlayNetwork
-	16, // 5: skep.v1.NetworkUpdate.endpoints:type_name -> skep.v1.OverlayEndpoint
-	15, // 6: skep.v1.NetworkUpdate.removed_endpoints:type_name -> skep.v1.EndpointKey
-	20, // 7: skep.v1.NetworkUpdate.services:type_name -> skep.v1.BalancedService
-	18, // 8: skep.v1.NetworkUpdate.peers:type_name -> skep.v1.NetworkPeer
-	17, // 9: skep.v1.NetworkUpdate.removed_peers:type_name -> skep.v1.PeerKey
-	5,  // 10: skep.v1.NetworkUpdate.check:type_name -> skep.v1.CheckOrder
-	14, // 11: skep.v1.OverlayNetwork.subnets:type_name -> skep.v1.OverlaySubnet
-	0,  // 12: skep.v1.OverlayNetwork.mesh_source:type_name -> skep.v1.MeshSource
-	15, // 13: skep.v1.OverlayEndpoint.key:type_name -> skep.v1.EndpointKey
-	17, // 14: skep.v1.NetworkPeer.key:type_name -> skep.v1.PeerKey
-	19, // 15: skep.v1.NetworkPeer.esp_keys:type_name -> skep.v1.EspKey
-	21, // 16: skep.v1.BalancedService.vips:type_name -> skep.v1.VirtualAddress
-	22, // 17: skep.v1.BalancedService.ports:type_name -> skep.v1.MeshPort
-	0,  // 18: skep.v1.BalancedService.mesh_source:type_name -> skep.v1.MeshSource
-	24, // 19: skep.v1.KeyRotation.rotated:type_name -> google.protobuf.Timestamp
-	8,  // 20: skep.v1.Networks.Watch:input_type -> skep.v1.WatchNetworksRequest
-	9,  // 21: skep.v1.Networks.Programmed:input_type -> skep.v1.ProgrammedRequest
-	1,  // 22: skep.v1.Networks.Check:input_type -> skep.v1.CheckNetworksRequest
-	6,  // 23: skep.v1.Networks.Checked:input_type -> skep.v1.CheckedRequest
-	11, // 24: skep.v1.Networks.Watch:output_type -> skep.v1.NetworkUpdate
-	10, // 25: skep.v1.Networks.Programmed:output_type -> skep.v1.ProgrammedResponse
-	2,  // 26: skep.v1.Networks.Check:output_type -> skep.v1.CheckNetworksResponse
-	7,  // 27: skep.v1.Networks.Checked:output_type -> skep.v1.CheckedResponse
-	24, // [24:28] is the sub-list for method output_type
-	20, // [20:24] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	2,  // 0: skep.v1.RenameAttachmentsRequest.attachments:type_name -> skep.v1.AttachmentNames
+	6,  // 1: skep.v1.CheckNetworksResponse.nodes:type_name -> skep.v1.NodeNetworks
+	7,  // 2: skep.v1.NodeNetworks.differences:type_name -> skep.v1.NetworkDifference
+	7,  // 3: skep.v1.CheckedRequest.differences:type_name -> skep.v1.NetworkDifference
+	15, // 4: skep.v1.NetworkUpdate.node:type_name -> skep.v1.LocalNode
+	16, // 5: skep.v1.NetworkUpdate.networks:type_name -> skep.v1.OverlayNetwork
+	19, // 6: skep.v1.NetworkUpdate.endpoints:type_name -> skep.v1.OverlayEndpoint
+	18, // 7: skep.v1.NetworkUpdate.removed_endpoints:type_name -> skep.v1.EndpointKey
+	23, // 8: skep.v1.NetworkUpdate.services:type_name -> skep.v1.BalancedService
+	21, // 9: skep.v1.NetworkUpdate.peers:type_name -> skep.v1.NetworkPeer
+	20, // 10: skep.v1.NetworkUpdate.removed_peers:type_name -> skep.v1.PeerKey
+	8,  // 11: skep.v1.NetworkUpdate.check:type_name -> skep.v1.CheckOrder
+	17, // 12: skep.v1.OverlayNetwork.subnets:type_name -> skep.v1.OverlaySubnet
+	0,  // 13: skep.v1.OverlayNetwork.mesh_source:type_name -> skep.v1.MeshSource
+	18, // 14: skep.v1.OverlayEndpoint.key:type_name -> skep.v1.EndpointKey
+	20, // 15: skep.v1.NetworkPeer.key:type_name -> skep.v1.PeerKey
+	22, // 16: skep.v1.NetworkPeer.esp_keys:type_name -> skep.v1.EspKey
+	24, // 17: skep.v1.BalancedService.vips:type_name -> skep.v1.VirtualAddress
+	25, // 18: skep.v1.BalancedService.ports:type_name -> skep.v1.MeshPort
+	0,  // 19: skep.v1.BalancedService.mesh_source:type_name -> skep.v1.MeshSource
+	27, // 20: skep.v1.KeyRotation.rotated:type_name -> google.protobuf.Timestamp
+	11, // 21: skep.v1.Networks.Watch:input_type -> skep.v1.WatchNetworksRequest
+	12, // 22: skep.v1.Networks.Programmed:input_type -> skep.v1.ProgrammedRequest
+	4,  // 23: skep.v1.Networks.Check:input_type -> skep.v1.CheckNetworksRequest
+	9,  // 24: skep.v1.Networks.Checked:input_type -> skep.v1.CheckedRequest
+	1,  // 25: skep.v1.Networks.RenameAttachments:input_type -> skep.v1.RenameAttachmentsRequest
+	14, // 26: skep.v1.Networks.Watch:output_type -> skep.v1.NetworkUpdate
+	13, // 27: skep.v1.Networks.Programmed:output_type -> skep.v1.ProgrammedResponse
+	5,  // 28: skep.v1.Networks.Check:output_type -> skep.v1.CheckNetworksResponse
+	10, // 29: skep.v1.Networks.Checked:output_type -> skep.v1.CheckedResponse
+	3,  // 30: skep.v1.Networks.RenameAttachments:output_type -> skep.v1.RenameAttachmentsResponse
+	26, // [26:31] is the sub-list for method output_type
+	21, // [21:26] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_skep_v1_network_proto_init() }
@@ -2005,7 +2153,7 @@ func file_skep_v1_network_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skep_v1_network_proto_rawDesc), len(file_skep_v1_network_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,10 +24,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Networks_Watch_FullMethodName      = "/skep.v1.Networks/Watch"
-	Networks_Programmed_FullMethodName = "/skep.v1.Networks/Programmed"
-	Networks_Check_FullMethodName      = "/skep.v1.Networks/Check"
-	Networks_Checked_FullMethodName    = "/skep.v1.Networks/Checked"
+	Networks_Watch_FullMethodName             = "/skep.v1.Networks/Watch"
+	Networks_Programmed_FullMethodName        = "/skep.v1.Networks/Programmed"
+	Networks_Check_FullMethodName             = "/skep.v1.Networks/Check"
+	Networks_Checked_FullMethodName           = "/skep.v1.Networks/Checked"
+	Networks_RenameAttachments_FullMethodName = "/skep.v1.Networks/RenameAttachments"
 )
 
 // NetworksClient is the client API for Networks service.
@@ -44,6 +45,9 @@ type NetworksClient interface {
 	Check(ctx context.Context, in *CheckNetworksRequest, opts ...grpc.CallOption) (*CheckNetworksResponse, error)
 	// Checked answers the calling node's NetworkUpdate.check.
 	Checked(ctx context.Context, in *CheckedRequest, opts ...grpc.CallOption) (*CheckedResponse, error)
+	// RenameAttachments gives places that the calling node asked for with AttachNetwork other
+	// names: those of a container that got another name. All or none change.
+	RenameAttachments(ctx context.Context, in *RenameAttachmentsRequest, opts ...grpc.CallOption) (*RenameAttachmentsResponse, error)
 }
 
 type networksClient struct {
@@ -103,6 +107,16 @@ func (c *networksClient) Checked(ctx context.Context, in *CheckedRequest, opts .
 	return out, nil
 }
 
+func (c *networksClient) RenameAttachments(ctx context.Context, in *RenameAttachmentsRequest, opts ...grpc.CallOption) (*RenameAttachmentsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenameAttachmentsResponse)
+	err := c.cc.Invoke(ctx, Networks_RenameAttachments_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NetworksServer is the server API for Networks service.
 // All implementations must embed UnimplementedNetworksServer
 // for forward compatibility.
@@ -117,6 +131,9 @@ type NetworksServer interface {
 	Check(context.Context, *CheckNetworksRequest) (*CheckNetworksResponse, error)
 	// Checked answers the calling node's NetworkUpdate.check.
 	Checked(context.Context, *CheckedRequest) (*CheckedResponse, error)
+	// RenameAttachments gives places that the calling node asked for with AttachNetwork other
+	// names: those of a container that got another name. All or none change.
+	RenameAttachments(context.Context, *RenameAttachmentsRequest) (*RenameAttachmentsResponse, error)
 	mustEmbedUnimplementedNetworksServer()
 }
 
@@ -138,6 +155,9 @@ func (UnimplementedNetworksServer) Check(context.Context, *CheckNetworksRequest)
 }
 func (UnimplementedNetworksServer) Checked(context.Context, *CheckedRequest) (*CheckedResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Checked not implemented")
+}
+func (UnimplementedNetworksServer) RenameAttachments(context.Context, *RenameAttachmentsRequest) (*RenameAttachmentsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenameAttachments not implemented")
 }
 func (UnimplementedNetworksServer) mustEmbedUnimplementedNetworksServer() {}
 func (UnimplementedNetworksServer) testEmbeddedByValue()                  {}
@@ -225,6 +245,24 @@ func _Networks_Checked_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Networks_RenameAttachments_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenameAttachmentsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NetworksServer).RenameAttachments(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Networks_RenameAttachments_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NetworksServer).RenameAttachments(ctx, req.(*RenameAttachmentsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Networks_ServiceDesc is the grpc.ServiceDesc for Networks service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -243,6 +281,10 @@ var Networks_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Checked",
 			Handler:    _Networks_Checked_Handler,
+		},
+		{
+			MethodName: "RenameAttachments",
+			Handler:    _Networks_RenameAttachments_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

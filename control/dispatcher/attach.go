@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/control/replica"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
@@ -106,11 +107,8 @@ func (d *Dispatcher) DetachNetwork(ctx context.Context, req *api.DetachNetworkRe
 		return nil, status.Error(codes.InvalidArgument, "no attachment given")
 	}
 	_, err = d.cfg.State.Update(ctx, func(tx *store.Tx) error {
-		switch t := tx.Snapshot().Task(id); {
-		case t == nil || t.GetSpec().GetAttachment() == nil:
-			return model.Errorf(model.NotFound, "attachment %s not found", id)
-		case t.GetNodeId() != nodeID:
-			return model.Errorf(model.Denied, "attachment %s belongs to another node", id)
+		if _, err := attachmentOf(tx, nodeID, id); err != nil {
+			return err
 		}
 		return tx.Remove(model.Tasks, id)
 	})
@@ -118,4 +116,47 @@ func (d *Dispatcher) DetachNetwork(ctx context.Context, req *api.DetachNetworkRe
 		return nil, wire.ToStatus(err)
 	}
 	return new(api.DetachNetworkResponse), nil
+}
+
+// attachmentOf returns a node's attachment.
+func attachmentOf(tx *store.Tx, nodeID, id string) (*api.Task, error) {
+	switch t := tx.Snapshot().Task(id); {
+	case t == nil || t.GetSpec().GetAttachment() == nil:
+		return nil, model.Errorf(model.NotFound, "attachment %s not found", id)
+	case t.GetNodeId() != nodeID:
+		return nil, model.Errorf(model.Denied, "attachment %s belongs to another node", id)
+	default:
+		return t, nil
+	}
+}
+
+// RenameAttachments changes the names by which all nodes know a container of the calling one.
+func (n *networks) RenameAttachments(ctx context.Context, req *skepv1.RenameAttachmentsRequest) (*skepv1.RenameAttachmentsResponse, error) {
+	nodeID, _, err := n.d.cfg.Caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	_, err = n.d.cfg.State.Update(ctx, func(tx *store.Tx) error {
+		for _, a := range req.GetAttachments() {
+			t, err := attachmentOf(tx, nodeID, a.GetAttachmentId())
+			if err != nil {
+				return err
+			}
+			t = model.Clone(t)
+			for _, c := range t.GetSpec().GetNetworks() {
+				c.Aliases = a.GetAliases()
+			}
+			for _, c := range t.GetNetworks() {
+				c.Aliases = a.GetAliases()
+			}
+			if err := tx.Update(t); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, wire.ToStatus(err)
+	}
+	return new(skepv1.RenameAttachmentsResponse), nil
 }

@@ -3,12 +3,14 @@ package dispatcher
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"testing"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/control/replica"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
@@ -35,6 +37,7 @@ func TestAttachNetwork(t *testing.T) {
 	d := New(Config{State: state, Log: slog.New(slog.DiscardHandler), Caller: func(context.Context) (string, string, error) { return caller, "", nil }})
 	taken := false // what the allocator says of the address
 	allocate(t, state, func(task *api.Task) {
+		task.Networks = []*api.NetworkAttachment{{Aliases: task.GetSpec().GetNetworks()[0].GetAliases()}}
 		if task.Status.State = api.TaskState_PENDING; taken {
 			task.Status = &api.TaskStatus{State: api.TaskState_NEW, Err: "the requested address is in use"}
 		}
@@ -68,11 +71,34 @@ func TestAttachNetwork(t *testing.T) {
 			t.Errorf("the refused attachment is left: %v", task)
 		}
 	}
+	rename := func(ids ...string) codes.Code {
+		req := new(skepv1.RenameAttachmentsRequest)
+		for _, id := range ids {
+			req.Attachments = append(req.Attachments, &skepv1.AttachmentNames{AttachmentId: id, Aliases: []string{"chest", "lid"}})
+		}
+		_, err := d.Networks().RenameAttachments(t.Context(), req)
+		return status.Code(err)
+	}
+	if code := rename(id, "service"); code != codes.NotFound || state.View().Task(id).GetSpec().GetNetworks()[0].GetAliases()[0] != "box" {
+		t.Errorf("of what is no attachment: %s, and the other one is %v", code, state.View().Task(id))
+	}
+	if code := rename(id); code != codes.OK {
+		t.Errorf("rename: %s", code)
+	}
+	task = state.View().Task(id)
+	for _, got := range [][]string{task.GetSpec().GetNetworks()[0].GetAliases(), task.GetNetworks()[0].GetAliases()} {
+		if !slices.Equal(got, []string{"chest", "lid"}) {
+			t.Errorf("renamed to %q", got)
+		}
+	}
 	detach := func(id string) codes.Code {
 		_, err := d.DetachNetwork(t.Context(), &api.DetachNetworkRequest{AttachmentId: id})
 		return status.Code(err)
 	}
 	caller = "n2"
+	if code := rename(id); code != codes.PermissionDenied {
+		t.Errorf("another node's renamed: %s", code)
+	}
 	if code := detach(id); code != codes.PermissionDenied {
 		t.Errorf("another node's: %s", code)
 	}

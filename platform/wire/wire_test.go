@@ -231,6 +231,7 @@ func TestEveryMethodByRole(t *testing.T) {
 	workers := []string{
 		"/docker.swarmkit.v1.Dispatcher/", "/docker.swarmkit.v1.ResourceAllocator/", "/docker.swarmkit.v1.LogBroker/",
 		"/skep.v1.Networks/Watch", "/skep.v1.Networks/Programmed", "/skep.v1.Networks/Checked",
+		"/skep.v1.Networks/RenameAttachments",
 	}
 	within := func(name string, prefixes []string) bool {
 		for _, p := range prefixes {

@@ -42,6 +42,9 @@ type manager struct {
 	errs     map[string]string          // the newest text of each task
 	asked    []*api.AttachNetworkRequest
 	detached []string
+	// renamed is what the last renaming said, renameErr the answer to it.
+	renamed   []*skepv1.AttachmentNames
+	renameErr error
 }
 
 func (m *manager) Session(_ *api.SessionRequest, stream api.Dispatcher_SessionServer) error {

@@ -3,16 +3,19 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/lifecycle"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/worker/runtime"
@@ -71,6 +74,11 @@ func (t *Attachments) notify() {
 func (t *Attachments) Attach(ctx context.Context, req runtime.SandboxRequest) (runtime.Sandbox, error) {
 	req.Overlays = slices.Clone(req.Overlays)
 	defer t.keep(req.ContainerID)()
+	if req.Renamed {
+		if err := t.rename(ctx, &req); err != nil {
+			return runtime.Sandbox{}, err
+		}
+	}
 	for i, o := range req.Overlays {
 		if o.Address.IsValid() || t.bridges != nil && t.bridges.Bridge(o) {
 			continue
@@ -175,6 +183,53 @@ func (t *Attachments) ask(ctx context.Context, req *runtime.SandboxRequest, o ru
 	return place, nil
 }
 
+// rename tells all nodes the name that a container has from now on. Nothing changes where
+// the managers cannot be told.
+func (t *Attachments) rename(ctx context.Context, req *runtime.SandboxRequest) error {
+	t.mu.Lock()
+	a := t.agent
+	t.mu.Unlock()
+	if a == nil {
+		return nil
+	}
+	names := a.worker.namesOf(req)
+	if len(names) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, attachWait)
+	defer cancel()
+	conn, err := a.connection(ctx)
+	if err == nil {
+		_, err = skepv1.NewNetworksClient(conn).RenameAttachments(ctx, &skepv1.RenameAttachmentsRequest{Attachments: names})
+	}
+	switch {
+	case status.Code(err) == codes.Unimplemented:
+		return model.Errorf(model.Unimplemented, "the managers run an older Skep, which cannot rename containers on networks of the swarm")
+	case err != nil:
+		return model.Wrap(model.Unavailable, err, "tell the swarm the container's new name")
+	}
+	return nil
+}
+
+// namesOf returns the names that a container shall have, at each of its attachments.
+func (w *worker) namesOf(req *runtime.SandboxRequest) []*skepv1.AttachmentNames {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []*skepv1.AttachmentNames
+	for _, id := range slices.Sorted(maps.Keys(w.tasks)) {
+		task, _ := w.tasks[id].current()
+		if task.GetSpec().GetAttachment().GetContainerId() != req.ContainerID || task.GetDesiredState() > api.TaskState_RUNNING {
+			continue
+		}
+		for _, o := range req.Overlays {
+			if slices.ContainsFunc(task.GetNetworks(), func(a *api.NetworkAttachment) bool { return a.GetNetwork().GetId() == o.NetworkID }) {
+				out = append(out, &skepv1.AttachmentNames{AttachmentId: id, Aliases: aliases(req, o)})
+			}
+		}
+	}
+	return out
+}
+
 // aliases are the names by which other nodes find a container in a network.
 func aliases(req *runtime.SandboxRequest, o runtime.OverlayRequest) []string {
 	names := slices.Concat(o.Aliases, []string{strings.TrimPrefix(req.Name, "/"), req.Hostname, req.ContainerID[:min(12, len(req.ContainerID))]})
@@ -197,12 +252,21 @@ func (t *Attachments) holds(task *api.Task) (connected, over bool, changed <-cha
 
 // allocator returns the client of the session of now, and waits for one.
 func (a *Agent) allocator(ctx context.Context) (api.ResourceAllocatorClient, error) {
+	conn, err := a.connection(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return api.NewResourceAllocatorClient(conn), nil
+}
+
+// connection returns that of the session of now, and waits for one.
+func (a *Agent) connection(ctx context.Context) (grpc.ClientConnInterface, error) {
 	for {
 		a.mu.Lock()
 		conn, changed := a.conn, a.connected
 		a.mu.Unlock()
 		if conn != nil {
-			return api.NewResourceAllocatorClient(conn), nil
+			return conn, nil
 		}
 		select {
 		case <-changed:

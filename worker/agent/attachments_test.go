@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"testing"
@@ -11,8 +12,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/skep-dev/skep/api"
+	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/worker/runtime"
 )
@@ -32,6 +35,13 @@ func (m *manager) DetachNetwork(_ context.Context, req *api.DetachNetworkRequest
 	defer m.mu.Unlock()
 	m.detached = append(m.detached, req.GetAttachmentId())
 	return new(api.DetachNetworkResponse), nil
+}
+
+func (o overlaysOf) RenameAttachments(_ context.Context, req *skepv1.RenameAttachmentsRequest) (*skepv1.RenameAttachmentsResponse, error) {
+	o.r.m.mu.Lock()
+	defer o.r.m.mu.Unlock()
+	o.r.m.renamed = req.GetAttachments()
+	return new(skepv1.RenameAttachmentsResponse), o.r.m.renameErr
 }
 
 func (m *manager) wasDetached(id string) bool {
@@ -129,6 +139,37 @@ func TestAContainerGetsItsPlaceAndGivesItBack(t *testing.T) {
 		r.assign()
 		if len(w) != 0 {
 			t.Errorf("still connected: %v", w)
+		}
+	})
+}
+
+// The names of a container that was renamed are told for the places that it asked for, and
+// nobody is asked for a container that has none.
+func TestARenamedContainerTellsItsNames(t *testing.T) {
+	withAttachments(t, func(r *rig, _ wires) {
+		rename := func(id string) error {
+			_, err := r.attachments.Attach(r.Context(), runtime.SandboxRequest{
+				ContainerID: id, Name: "/new", Renamed: true, Hostname: "h", Mode: "bridge",
+				Overlays: []runtime.OverlayRequest{{NetworkID: "n1", Name: "net", Address: netip.MustParsePrefix("10.0.0.9/24"), Aliases: []string{"x"}}},
+			})
+			return err
+		}
+		done := r.begin("net")
+		r.assign(attachment("a1", box, "10.0.0.9/24"))
+		if err := errors.Join(<-done, rename(box), rename("task"+box)); err != nil {
+			t.Fatal(err)
+		}
+		want := []*skepv1.AttachmentNames{{AttachmentId: "a1", Aliases: []string{"0123456789ab", "h", "new", "x"}}}
+		if d := cmp.Diff(want, r.m.renamed, protocmp.Transform()); d != "" {
+			t.Error(d)
+		}
+		r.m.renameErr = status.Error(codes.Internal, "no")
+		if err := rename(box); model.KindOf(err) != model.Unavailable {
+			t.Errorf("a name that could not be told: %v", err)
+		}
+		r.m.renameErr = status.Error(codes.Unimplemented, "unknown method")
+		if err := rename(box); model.KindOf(err) != model.Unimplemented {
+			t.Errorf("of managers that cannot rename: %v", err)
 		}
 	})
 }

@@ -53,6 +53,13 @@ func TestNetworksOfOneNode(t *testing.T) {
 	for _, name := range []string{"two", "h-two", "a-two", "two.mine"} {
 		wantNames(t, one.NetNS, name, dns.TypeA, "NOERROR", addr.String())
 	}
+	if _, err := n.Attach(t.Context(), runtime.SandboxRequest{
+		ContainerID: "two", Name: "new", Renamed: true, Hostname: "h-two", Mode: "bridge", Overlays: two.Attached,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	wantNames(t, one.NetNS, "new", dns.TypeA, "NOERROR", addr.String())
+	wantNames(t, one.NetNS, "a-two", dns.TypeA, "NOERROR", addr.String())
 	wantNames(t, far.NetNS, "two", dns.TypeA, "SERVFAIL") // asked outside, where nobody answers here
 	l.wantClean()
 

@@ -25,7 +25,9 @@ type Network interface {
 type SandboxRequest struct {
 	ContainerID string
 	Name        string
-	Hostname    string
+	// Renamed says that a container that is connected had another name until now.
+	Renamed  bool
+	Hostname string
 	// Mode is Docker's network mode: "bridge" (or empty, "default"), "host", "none".
 	Mode string
 	// Ports are published on the host; a zero HostPort asks for an ephemeral one.

@@ -70,7 +70,8 @@ func (e *Engine) Rename(ctx context.Context, ref, name string) error {
 		return err
 	}
 	defer c.give()
-	old := e.view(c).Name
+	next := e.view(c)
+	old := next.Name
 	if old == name {
 		return model.Errorf(model.Invalid, "Renaming a container with the same name as its current name")
 	}
@@ -80,8 +81,16 @@ func (e *Engine) Rename(ctx context.Context, ref, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := e.change(c, func(s *saved) { s.Name = name }); err != nil {
-		return err
+	next.Name = name
+	if len(next.Overlays) > 0 { // others find it by its name there
+		err = e.rewire(ctx, c, &next)
+	} else {
+		err = e.change(c, func(s *saved) { s.Name = name })
+	}
+	if err != nil {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return errors.Join(err, e.index.Add(c.id, old))
 	}
 	e.emit(c, events.ActionRename, "oldName", "/"+old)
 	return nil

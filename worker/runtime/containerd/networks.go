@@ -228,7 +228,7 @@ func (e *Engine) changeable(s *saved, name string) error {
 	return nil
 }
 
-// rewire makes next the container's networks; the caller has its turn.
+// rewire makes next the container's networks and its name; the caller has its turn.
 func (e *Engine) rewire(ctx context.Context, c *record, next *saved) error {
 	if isRunning(*next) && next.HasNet {
 		req, err := sandboxRequest(next)
@@ -238,6 +238,7 @@ func (e *Engine) rewire(ctx context.Context, c *record, next *saved) error {
 		if len(req.Ports) > 0 && len(next.Sandbox.Ports) > 0 {
 			req.Ports = next.Sandbox.Ports
 		}
+		req.Renamed = next.Name != e.view(c).Name
 		if next.Sandbox, err = e.cfg.Network.Attach(ctx, req); err != nil {
 			return err
 		}
@@ -246,7 +247,7 @@ func (e *Engine) rewire(ctx context.Context, c *record, next *saved) error {
 		}
 	}
 	return e.change(c, func(to *saved) {
-		to.Overlays, to.OnBridge, to.OffBridge, to.Sandbox = next.Overlays, next.OnBridge, next.OffBridge, next.Sandbox
+		to.Overlays, to.OnBridge, to.OffBridge, to.Sandbox, to.Name = next.Overlays, next.OnBridge, next.OffBridge, next.Sandbox, next.Name
 	})
 }
 
