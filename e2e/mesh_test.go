@@ -372,6 +372,14 @@ func testIPv6(t *testing.T, s *swarm, m, app string) {
 				}
 			}
 		}
+		for _, network := range []string{"tcp", "udp"} {
+			eventually(t, 20*time.Second, from.Name+" through its own loopback by "+network, func() string {
+				if answers, err := s.ask(t, app, from.Name, network, 0, "[::1]:9400", "127.0.0.1:9400"); err != nil || len(answers) != 10 {
+					return fmt.Sprint(answers, err)
+				}
+				return ""
+			})
+		}
 		for _, to := range s.nodes {
 			for _, network := range []string{"tcp", "udp"} {
 				eventually(t, 20*time.Second, fmt.Sprintf("%s through %s by %s and IPv6", from.Name, to.Name, network), func() string {

@@ -112,6 +112,9 @@ func testIPv6(t *testing.T, networks []*skepv1.OverlayNetwork) {
 		wantBoth(t, outside, "udp6", at, "")
 		wantBoth(t, n.path, "tcp6", at, "")
 		wantBoth(t, n.path, "udp6", at, "")
+		for _, network := range []string{"tcp6", "udp6"} { // the node itself, seen as such
+			wantBoth(t, n.path, network, "[::1]:8080", fmt.Sprintf("fd00::%x", 200+i))
+		}
 	}
 	// One port of a client through both nodes, each time to one task or to two.
 	for round := range 16 {

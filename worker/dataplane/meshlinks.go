@@ -26,6 +26,10 @@ const (
 	toIngress = "ingress" // both ends of its leg into the ingress network
 )
 
+// loopbackMetric is that of the host's second route to ::1: the first one, by the loopback
+// link, is what everything else takes.
+const loopbackMetric = 2048
+
 // ingressLink is the host's end of the pair. It carries the daemon's mark, as the local
 // bridge does.
 func (d *Dataplane) ingressLink() string { return "ing" + strings.TrimPrefix(d.bridge, "skep") }
@@ -185,6 +189,9 @@ func (d *Dataplane) ensurePair(m *fabric, mtu int, x *drift) error {
 			errs = append(errs, e.ways(x, e.other.v6))
 		}
 	}
+	if d.want.Node().GetIngressAddr6() != "" {
+		errs = append(errs, ends[0].loopback6(x))
+	}
 	return errors.Join(errs...)
 }
 
@@ -341,6 +348,29 @@ func (e end) ways(x *drift, other netip.Addr) error {
 		}
 	}
 	return ensureNeighbour(e.h, index, other, mac(e.other.v4), x, "routing mesh: %s does not know its neighbour %s", e.name(), other)
+}
+
+// loopback6 lets answers from the other end in that are for ::1, as the node's own connections
+// to its published ports find it translated back: the kernel looks for a route to ::1 by the
+// link that a packet came in at. From outside it takes none for ::1, whatever the routes.
+func (e end) loopback6(x *drift) error {
+	to := &netlink.Route{
+		LinkIndex: e.link.Attrs().Index, Dst: single(netip.IPv6Loopback()), Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL,
+		Priority: loopbackMetric, Family: netlink.FAMILY_V6,
+	}
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return e.h.RouteListFiltered(netlink.FAMILY_V6, to, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF|netlink.RT_FILTER_DST)
+	})
+	if err != nil {
+		return fmt.Errorf("list routes of %s: %w", e.name(), err)
+	}
+	if len(routes) > 0 || !x.add(kindLink, "routing mesh: answers to the node's own loopback have no route") {
+		return nil
+	}
+	if err := e.h.RouteReplace(to); err != nil {
+		return fmt.Errorf("route answers to loopback: %w", err)
+	}
+	return nil
 }
 
 // forward6 lets the calling thread's namespace forward IPv6. A host that forwards takes no
