@@ -48,7 +48,7 @@ func TestGuestKernel(t *testing.T) {
 	guestRoot(t, root, kernel)
 	guestSwarm(t, root)
 	for _, p := range []guestProgram{
-		{"dataplane", "../worker/dataplane", "-test.run ^(TestEncrypted|TestSCTP) -test.timeout 6m"},
+		{"dataplane", "../worker/dataplane", "-test.run ^(TestEncrypted|TestESP|TestSCTP) -test.timeout 6m"},
 		{"e2e", ".", "-test.run ^TestESP$ -test.timeout 6m"},
 	} {
 		p.add(t, root)
@@ -64,7 +64,7 @@ func TestGuestKernel(t *testing.T) {
 	if err != nil || strings.Count(out, "guest: exit 0 of") != 2 {
 		t.Fatalf("guest: %v\n%s", err, out)
 	}
-	for _, line := range regexp.MustCompile(`(?m)^(guest: |\s*--- |    crypt_test|\s+esp_test).*`).FindAllString(out, -1) {
+	for _, line := range regexp.MustCompile(`(?m)^(guest: |\s*--- |    (crypt|espcost)_test|\s+esp_test).*`).FindAllString(out, -1) {
 		t.Log(line)
 	}
 	if strings.Contains(out, "--- SKIP") || !strings.Contains(out, "by the kernel's WireGuard") || !strings.Contains(out, "by the kernel's ESP") {

@@ -37,6 +37,8 @@ type SA struct {
 	Key ESPKey
 	// Generation grows with each rotation of keys; zero for what the kernel has.
 	Generation uint64
+	// Node is the other one; empty for what the kernel has.
+	Node string
 }
 
 // ESPWay says by which association what this node sends to another is encrypted.
@@ -56,55 +58,103 @@ type ESP struct {
 	Clashes []string
 }
 
+// NewESP returns one without anything.
+func NewESP() ESP {
+	return ESP{SAs: map[SAID]SA{}, Ways: map[netip.Addr]ESPWay{}, Untold: map[netip.Addr]bool{}}
+}
+
+// Do carries an operation out on e.
+func (e ESP) Do(op ESPOp) {
+	switch {
+	case op.Way != nil && op.Put:
+		e.Ways[op.Way.Dst] = *op.Way
+	case op.Way != nil:
+		delete(e.Ways, op.Way.Dst)
+	case op.Put:
+		e.SAs[op.SA.SAID] = op.SA
+	default:
+		delete(e.SAs, op.SA.SAID)
+	}
+}
+
 // ByESP reports whether a network is encrypted by ESP.
 func ByESP(n *skepv1.OverlayNetwork) bool { return n.GetEncrypted() && n.GetEncryption() == model.ESP }
 
 // ESP returns what the kernel shall hold for some networks of this node. Two nodes have the
 // same associations whatever number of networks they share.
 func (s *State) ESP(networks []string) ESP {
-	out := ESP{SAs: map[SAID]SA{}, Ways: map[netip.Addr]ESPWay{}, Untold: map[netip.Addr]bool{}}
+	ids := set[string]{}
+	for _, network := range networks {
+		for id := range s.peers[network] {
+			ids[id] = struct{}{}
+		}
+	}
+	return s.ESPOf(networks, slices.Sorted(maps.Keys(ids)))
+}
+
+// ESPOf is ESP for some other nodes alone, in the order in which one of two that clash comes first.
+func (s *State) ESPOf(networks, nodes []string) ESP {
+	out := NewESP()
 	local, err := netip.ParseAddr(s.node.GetDataAddr())
 	if err != nil {
 		return out
 	}
-	told, from := map[string]bool{}, map[SAID]string{}
-	for _, network := range networks {
-		for _, id := range slices.Sorted(maps.Keys(s.peers[network])) {
-			p := s.peers[network][id]
-			at, err := netip.ParseAddr(p.GetAddr())
-			if err != nil || told[id] {
-				continue
-			}
-			if len(p.GetEspKeys()) == 0 {
-				out.Untold[at] = true
-				continue
-			}
-			told[id] = true
-			delete(out.Untold, at)
-			for _, k := range p.GetEspKeys() {
-				if len(k.GetInKey()) != model.ESPKeySize || len(k.GetOutKey()) != model.ESPKeySize {
-					continue
-				}
-				in := SA{SAID: SAID{local, k.GetInSpi()}, Src: at, Key: ESPKey(k.GetInKey()), Generation: k.GetGeneration()}
-				if other, taken := from[in.SAID]; taken {
-					out.Clashes = append(out.Clashes, fmt.Sprintf("what node %s sends cannot be told from what node %s sends: both have index %#08x", id, other, in.SPI))
-				} else {
-					from[in.SAID], out.SAs[in.SAID] = id, in
-				}
-				if !k.GetSending() {
-					continue
-				}
-				send := SA{SAID: SAID{at, k.GetOutSpi()}, Src: local, Key: ESPKey(k.GetOutKey()), Generation: k.GetGeneration()}
-				if other, taken := from[send.SAID]; taken {
-					out.Clashes = append(out.Clashes, fmt.Sprintf("what is sent to node %s at %s cannot be told from what is sent to node %s: both have index %#08x", id, at, other, send.SPI))
-				} else {
-					from[send.SAID], out.SAs[send.SAID] = id, send
-					out.Ways[at] = ESPWay{Src: local, SAID: send.SAID}
-				}
+	for _, id := range nodes {
+		p := s.espPeer(networks, id)
+		at, err := netip.ParseAddr(p.GetAddr())
+		if err != nil {
+			continue
+		}
+		if len(p.GetEspKeys()) == 0 {
+			out.Untold[at] = true
+			continue
+		}
+		delete(out.Untold, at)
+		for _, k := range p.GetEspKeys() {
+			out.receive(id, at, local, k)
+			if k.GetSending() {
+				out.send(id, local, at, k)
 			}
 		}
 	}
 	return out
+}
+
+// espPeer returns what is known of another node: of some networks, the first in which a manager
+// has said its keys.
+func (s *State) espPeer(networks []string, id string) (found *skepv1.NetworkPeer) {
+	for _, network := range networks {
+		if p := s.peers[network][id]; found == nil || len(found.GetEspKeys()) == 0 {
+			found = p
+		}
+	}
+	return found
+}
+
+// receive adds the association by which what a node sends is decrypted.
+func (e *ESP) receive(id string, from, local netip.Addr, k *skepv1.EspKey) {
+	if len(k.GetInKey()) != model.ESPKeySize {
+		return
+	}
+	sa := SA{SAID: SAID{local, k.GetInSpi()}, Src: from, Key: ESPKey(k.GetInKey()), Generation: k.GetGeneration(), Node: id}
+	if other, taken := e.SAs[sa.SAID]; taken {
+		e.Clashes = append(e.Clashes, fmt.Sprintf("what node %s sends cannot be told from what node %s sends: both have index %#08x", id, other.Node, sa.SPI))
+		return
+	}
+	e.SAs[sa.SAID] = sa
+}
+
+// send adds the association by which what is sent to a node is encrypted, and the way to it.
+func (e *ESP) send(id string, local, to netip.Addr, k *skepv1.EspKey) {
+	if len(k.GetOutKey()) != model.ESPKeySize {
+		return
+	}
+	sa := SA{SAID: SAID{to, k.GetOutSpi()}, Src: local, Key: ESPKey(k.GetOutKey()), Generation: k.GetGeneration(), Node: id}
+	if other, taken := e.SAs[sa.SAID]; taken {
+		e.Clashes = append(e.Clashes, fmt.Sprintf("what is sent to node %s at %s cannot be told from what is sent to node %s: both have index %#08x", id, to, other.Node, sa.SPI))
+		return
+	}
+	e.SAs[sa.SAID], e.Ways[to] = sa, ESPWay{Src: local, SAID: sa.SAID}
 }
 
 // ESPOp is one change to the kernel: Put or remove an association, or the Way to a node.

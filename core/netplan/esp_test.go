@@ -3,7 +3,6 @@ package netplan
 import (
 	"bytes"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -42,16 +41,7 @@ func did(have *ESP, ops []ESPOp) string {
 		if op.Put {
 			verb = "+"
 		}
-		switch {
-		case op.Way != nil && op.Put:
-			have.Ways[op.Way.Dst] = *op.Way
-		case op.Way != nil:
-			delete(have.Ways, op.Way.Dst)
-		case op.Put:
-			have.SAs[op.SA.SAID] = op.SA
-		default:
-			delete(have.SAs, op.SA.SAID)
-		}
+		have.Do(op)
 		if op.Way != nil {
 			out = append(out, fmt.Sprintf("%sway %s %x", verb, op.Way.Dst, op.Way.SPI))
 		} else {
@@ -63,7 +53,7 @@ func did(have *ESP, ops []ESPOp) string {
 
 func TestESPPlan(t *testing.T) {
 	s := espState("a", "b")
-	have := ESP{SAs: map[SAID]SA{}, Ways: map[netip.Addr]ESPWay{}}
+	have := NewESP()
 	version := uint64(1)
 	step := func(what string, u *skepv1.NetworkUpdate, want string) {
 		t.Helper()

@@ -57,7 +57,7 @@ func (d *Dataplane) apply(u *skepv1.NetworkUpdate) error {
 	held := false
 	if !whole {
 		var err error
-		held, err = d.updateESP(p.Encrypted, false)
+		held, err = d.updateESP(p.Update, false)
 		errs = append(errs, err, d.forward(p.Route, true))
 	}
 	errs = append(errs, <-written)
@@ -73,7 +73,7 @@ func (d *Dataplane) apply(u *skepv1.NetworkUpdate) error {
 		errs = append(errs, d.forward(p.Unroute, false), d.updateCrypts(p.Encrypted, true))
 	}
 	if held {
-		_, err := d.updateESP(p.Encrypted, true)
+		_, err := d.updateESP(p.Update, true)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

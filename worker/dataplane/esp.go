@@ -17,6 +17,7 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	skepv1 "github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/core/model"
@@ -34,7 +35,8 @@ import (
 // and sockets of those who may set marks; and what is sent while somebody has removed policies.
 type esp struct {
 	memory *espMemory
-	rules  watched // the host's table
+	known  *espKnown // nil when all must be compared
+	rules  watched   // the host's table
 	// present is false once nothing of ours is in the kernel.
 	present bool
 	clashes []string // that were logged
@@ -222,26 +224,6 @@ func (d *Dataplane) ensureESP(networks []string, x *drift) error {
 	})
 }
 
-// updateESP programs what an update changed in the networks given, of all that ESP encrypts
-// here. What is gone stays unless all is set, for those who still send by it; held is set if
-// something did. Callers hold mu.
-func (d *Dataplane) updateESP(changed []string, all bool) (held bool, err error) {
-	switched, _ := d.needed()
-	networks := byESP(switched)
-	if !slices.ContainsFunc(changed, func(id string) bool { return slices.Contains(networks, id) }) {
-		return false, nil
-	}
-	err = d.withXfrm(func(k *xfrm, local netip.Addr) error {
-		have, err := k.observe(d.mine(local))
-		if err != nil {
-			return err
-		}
-		held, err = d.syncESP(k, have, local, d.want.ESP(networks), all, &drift{repair: true})
-		return err
-	})
-	return held || err != nil && !all, err
-}
-
 // syncESP makes associations and ways those wanted; without all it holds removals back.
 func (d *Dataplane) syncESP(k *xfrm, have observed, local netip.Addr, want netplan.ESP, all bool, x *drift) (held bool, err error) {
 	for _, text := range want.Clashes {
@@ -252,8 +234,8 @@ func (d *Dataplane) syncESP(k *xfrm, have observed, local netip.Addr, want netpl
 	}
 	d.esp.clashes = want.Clashes
 	m := d.esp.memory
-	if x.repair { // else what is of another address is still to be removed
-		m.Local = local
+	if x.repair && m.Local != local { // else what is of another address is still to be removed
+		m.Local, m.anew = local, true
 	}
 	ops := want.Diff(have.ESP)
 	if !all {
@@ -261,57 +243,88 @@ func (d *Dataplane) syncESP(k *xfrm, have observed, local netip.Addr, want netpl
 		held, ops = len(additions) < len(ops), additions
 	}
 	var errs []error
+	var did []netplan.ESPOp
 	for _, op := range ops {
-		errs = append(errs, d.doESP(k, op, have, x))
+		done, err := d.doESP(k, op, x)
+		if errs = append(errs, err); done {
+			did = append(did, op)
+		}
 	}
 	m.told(want.SAs, have.SAs)
 	m.forget(want.SAs, have.SAs)
-	if x.repair {
-		errs = append(errs, d.saveESP())
+	if !x.repair {
+		return held, errors.Join(errs...)
 	}
-	return held, errors.Join(errs...)
+	for _, op := range did {
+		have.Do(op)
+	}
+	d.esp.known = nil
+	if err = errors.Join(append(errs, d.saveESP())...); err == nil {
+		d.esp.known = knowESP(local, have.ESP, want)
+	}
+	return held, err
 }
 
-// doESP carries out one operation, if x allows.
-func (d *Dataplane) doESP(k *xfrm, op netplan.ESPOp, have observed, x *drift) error {
-	m := d.esp.memory
+// doESP carries out one operation, if x allows, and reports whether it is done.
+func (d *Dataplane) doESP(k *xfrm, op netplan.ESPOp, x *drift) (done bool, err error) {
 	switch {
 	case op.Way != nil && op.Put:
 		if !x.add(kindForward, "ESP: packets to %s are not encrypted as they should be", op.Way.Dst) {
-			return nil
+			return false, nil
 		}
-		return k.putWay(*op.Way)
+		err = k.putWay(*op.Way)
 	case op.Way != nil:
 		if !x.add(kindForward, "ESP: packets to %s are encrypted without reason", op.Way.Dst) {
-			return nil
+			return false, nil
 		}
-		return k.removeWay(*op.Way)
-	case !op.Put:
+		err = k.removeWay(*op.Way)
+	case op.Put:
+		return d.putSA(k, op.SA, x)
+	default:
 		if !x.add(kindForward, "ESP: association %#08x from %s to %s is there without reason", op.SA.SPI, op.SA.Src, op.SA.Dst) {
-			return nil
+			return false, nil
 		}
-		if err := k.remove(op.SA); err != nil {
-			return err
-		}
-		m.removed(op.SA, have.counters[op.SA.SAID])
-		return nil
+		err = d.removeSA(k, op.SA)
 	}
+	return err == nil, err
+}
+
+// putSA makes an association, which goes on counting from where it was.
+func (d *Dataplane) putSA(k *xfrm, sa netplan.SA, x *drift) (done bool, err error) {
 	const missing = "ESP: association %#08x from %s to %s is missing or another"
 	if !x.repair {
-		x.say(kindForward, missing, op.SA.SPI, op.SA.Src, op.SA.Dst)
-		return nil
+		x.say(kindForward, missing, sa.SPI, sa.Src, sa.Dst)
+		return false, nil
 	}
-	c, usable := m.counters(op.SA)
+	c, usable := d.esp.memory.counters(sa)
 	if !usable {
 		// With the same key packets would be sent again under numbers that were used: it waits
 		// for managers, whom the node asks for other keys.
-		return nil
+		return false, nil
 	}
-	x.add(kindForward, missing, op.SA.SPI, op.SA.Src, op.SA.Dst)
-	if err := k.put(op.SA, c); err != nil {
+	x.add(kindForward, missing, sa.SPI, sa.Src, sa.Dst)
+	if err := k.put(sa, c); err != nil {
+		return false, err
+	}
+	d.esp.memory.made(sa)
+	return true, nil
+}
+
+// removeSA removes an association and remembers how far it had counted.
+func (d *Dataplane) removeSA(k *xfrm, sa netplan.SA) error {
+	is, c, err := k.look(sa.SAID)
+	switch {
+	case errors.Is(err, unix.ESRCH): // somebody was faster
+		d.esp.memory.vanished(saidText(sa.SAID))
+		return nil
+	case err != nil:
 		return err
 	}
-	m.made(op.SA)
+	if err := k.remove(sa); err != nil {
+		return err
+	}
+	is.Generation = sa.Generation
+	d.esp.memory.removed(is, c)
 	return nil
 }
 

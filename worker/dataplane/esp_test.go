@@ -8,12 +8,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	goruntime "runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -110,6 +112,23 @@ func (n *labNode) kernel(t *testing.T) observed {
 		t.Fatal(err)
 	}
 	return have
+}
+
+// counted returns how far the associations of a node have counted.
+func (n *labNode) counted(t *testing.T) map[netplan.SAID]counters {
+	t.Helper()
+	x, err := openXfrm(n.hostNS, n.addr.Is6())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer x.close()
+	out := map[netplan.SAID]counters{}
+	for id := range n.kernel(t).SAs {
+		if _, out[id], err = x.look(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out
 }
 
 // wantGeneration fails unless a node receives with a generation and the two before it, and sends
@@ -404,7 +423,7 @@ func TestEncryptedByESPComesAndGoes(t *testing.T) {
 	for range 5 {
 		wantWho(t, in["a1"], "udp4", "10.0.8.3:80", "a2", "10.0.8.2")
 	}
-	before := n.kernel(t)
+	before, counted := n.kernel(t), n.counted(t)
 	if len(before.SAs) != 4 || len(before.Ways) != 1 {
 		t.Fatalf("%d associations and %d ways", len(before.SAs), len(before.Ways))
 	}
@@ -431,8 +450,8 @@ func TestEncryptedByESPComesAndGoes(t *testing.T) {
 	}
 	l.tellPeers(3, sealed(model.ESP)...)
 	wantWho(t, in["a1"], "udp4", "10.0.8.3:80", "a2", "10.0.8.2")
-	for id, c := range n.kernel(t).counters {
-		was := before.counters[id]
+	for id, c := range n.counted(t) {
+		was := counted[id]
 		if id.Dst != n.addr && (was.OSeq < 5 || c.OSeq < was.OSeq+sentMeanwhile) || id.Dst == n.addr && c.Seq < was.Seq {
 			t.Errorf("association %v had counted %+v and counts %+v", id, was, c)
 		}
@@ -459,6 +478,19 @@ func TestEncryptedByESPComesAndGoes(t *testing.T) {
 	l.start(n)
 	if n.esp.memory.Epoch == epoch {
 		t.Error("the node uses keys of associations that are lost")
+	}
+	l.tellPeers(3, sealed(model.ESP)...)
+	wantWho(t, in["a1"], "udp4", "10.0.8.3:80", "a2", "10.0.8.2")
+	l.wantClean()
+
+	// So does one that finds them lost when they are to be removed: they could come back.
+	epoch = n.esp.memory.Epoch
+	if err := withinPath(n.path, func(netns.NsHandle) error { return netlink.XfrmStateFlush(netlink.XFRM_PROTO_ESP) }); err != nil {
+		t.Fatal(err)
+	}
+	gone("sealed", "twin-of-it")
+	if n.esp.memory.Epoch == epoch {
+		t.Error("the node would use keys of associations that were lost before they were removed")
 	}
 	l.tellPeers(3, sealed(model.ESP)...)
 	wantWho(t, in["a1"], "udp4", "10.0.8.3:80", "a2", "10.0.8.2")
@@ -575,6 +607,65 @@ func TestLostAssociations(t *testing.T) {
 	if len(m.Seen) != 0 {
 		t.Errorf("%v is remembered although its generation is over", m.Seen)
 	}
+}
+
+// TestMemoryFile: what was appended counts as what was written whole, up to a torn line.
+func TestMemoryFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "esp")
+	m := &espMemory{Boot: "boot", Epoch: "epoch", Local: netip.MustParseAddr("192.0.2.1"), Seen: map[string]espSeen{}}
+	sa := func(spi uint32) netplan.SA {
+		return netplan.SA{SAID: netplan.SAID{Dst: m.Local, SPI: spi}, Key: netplan.ESPKey{byte(spi)}, Generation: uint64(spi)}
+	}
+	m.made(sa(1))
+	m.made(sa(2))
+	if err := m.rewrite(path); err != nil {
+		t.Fatal(err)
+	}
+	clear(m.changed)
+	m.removed(sa(2), counters{OSeq: 7})
+	m.made(sa(3))
+	m.forget(map[netplan.SAID]netplan.SA{sa(3).SAID: sa(3)}, nil)
+	if err := m.append(path); err != nil {
+		t.Fatal(err)
+	}
+	clear(m.changed)
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := decodeMemory(before)
+	m.made(sa(4))
+	if err := m.append(path); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := decodeMemory(data)
+	if diff := cmp.Diff(m.Seen, got.Seen); diff != "" || got.Boot != m.Boot || got.Epoch != m.Epoch || got.Local != m.Local || len(got.Seen) != 2 {
+		t.Errorf("read %+v\n%s", got, diff)
+	}
+	for end := len(before); end < len(data)-1; end++ {
+		if got := decodeMemory(data[:end]); !cmp.Equal(got.Seen, was.Seen) || got.Epoch != m.Epoch {
+			t.Fatalf("with %d of %d bytes it holds %v", end, len(data), got.Seen)
+		}
+	}
+	if got := decodeMemory(data[:9]); got.Epoch != "" || got.Seen != nil {
+		t.Errorf("a torn file holds %+v", got)
+	}
+}
+
+// FuzzMemory: no file ends the daemon.
+func FuzzMemory(f *testing.F) {
+	f.Add([]byte(`{"Boot":"b","Epoch":"e","Local":"192.0.2.1","Seen":{"192.0.2.1 00001000":{"Key":"k","Generation":3}}}` + "\n" + `{"ID":"192.0.2.1 00001000","Seen":null}` + "\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m := decodeMemory(b)
+		if m.Seen == nil {
+			m.Seen = map[string]espSeen{}
+		}
+		m.made(netplan.SA{SAID: netplan.SAID{SPI: 1}})
+	})
 }
 
 // FuzzCounters: what the kernel tells is read as it was written, and nothing it could tell ends

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,7 +28,11 @@ type espMemory struct {
 	// Seen are those of them that are in the kernel or may come back, by saidText.
 	Seen map[string]espSeen
 
-	saved string // what the file holds
+	// changed are those of Seen that the file does not hold as they are; anew is set when it must
+	// be written whole. Else it grows by what changed, which was appended so often since.
+	changed  map[string]bool
+	anew     bool
+	appended int
 	// lost is set when the epoch must change.
 	lost bool
 }
@@ -41,6 +46,12 @@ type espSeen struct {
 	// one that disappeared, which is not made again.
 	Gone, Lost bool
 	Counters   counters
+}
+
+// espNote is a change of Seen, as the file holds it: a line of its own after that of the whole.
+type espNote struct {
+	ID   string
+	Seen *espSeen // nil for one that was forgotten
 }
 
 // sentMeanwhile is how far a sender's counter leaps when it comes back, for what it had sent
@@ -61,9 +72,7 @@ func (d *Dataplane) recoverESP() error {
 	data, err := os.ReadFile(d.espPath())
 	switch {
 	case err == nil:
-		if json.Unmarshal(data, m) != nil {
-			*m = espMemory{} // a torn file is none
-		}
+		*m = decodeMemory(data)
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("read ESP state: %w", err)
 	}
@@ -74,7 +83,7 @@ func (d *Dataplane) recoverESP() error {
 			return err
 		}
 	}
-	if m.Seen == nil {
+	if m.anew = true; m.Seen == nil {
 		m.Seen = map[string]espSeen{}
 	}
 	if !m.Local.IsValid() {
@@ -101,18 +110,58 @@ func (d *Dataplane) recoverESP() error {
 	for id := range have.SAs {
 		there[saidText(id)] = true
 	}
-	for text, s := range m.Seen {
-		if !there[text] && !s.Gone && !s.Lost {
-			s.Lost, m.lost = true, true
-			m.Seen[text] = s
+	for text := range m.Seen {
+		if !there[text] {
+			m.vanished(text)
 		}
 	}
 	return d.saveESP()
 }
 
+// decodeMemory reads what a file holds. A torn file is none, and a torn last line as if it had not
+// come: it is noted again what the kernel has.
+func decodeMemory(data []byte) (m espMemory) {
+	first := true
+	for line := range bytes.Lines(data) {
+		if first {
+			if first = false; json.Unmarshal(line, &m) != nil {
+				return espMemory{}
+			}
+			continue
+		}
+		var n espNote
+		switch {
+		case json.Unmarshal(line, &n) != nil:
+			return m
+		case n.Seen == nil:
+			delete(m.Seen, n.ID)
+		default:
+			if m.Seen == nil {
+				m.Seen = map[string]espSeen{}
+			}
+			m.Seen[n.ID] = *n.Seen
+		}
+	}
+	return m
+}
+
+// note changes what is remembered of an association.
+func (m *espMemory) note(text string, s espSeen) {
+	m.Seen[text] = s
+	m.touch(text)
+}
+
+// touch says that the file does not hold an association as it is.
+func (m *espMemory) touch(text string) {
+	if m.changed == nil {
+		m.changed = map[string]bool{}
+	}
+	m.changed[text] = true
+}
+
 // made notes an association that was made.
 func (m *espMemory) made(sa netplan.SA) {
-	m.Seen[saidText(sa.SAID)] = espSeen{Key: fingerprint(sa.Key), Generation: sa.Generation}
+	m.note(saidText(sa.SAID), espSeen{Key: fingerprint(sa.Key), Generation: sa.Generation})
 }
 
 // told completes what is known of those that were found in the kernel and are wanted: the kernel
@@ -139,7 +188,16 @@ func (m *espMemory) removed(sa netplan.SA, c counters) {
 	case !s.Gone: // somebody put another one in its place
 		s.Lost, m.lost = true, true
 	}
-	m.Seen[text] = s
+	m.note(text, s)
+}
+
+// vanished notes that the kernel has an association no more, by saidText: if nobody removed it on
+// purpose, how far it had counted is lost.
+func (m *espMemory) vanished(text string) {
+	if s, known := m.Seen[text]; known && !s.Gone && !s.Lost {
+		s.Lost, m.lost = true, true
+		m.note(text, s)
+	}
 }
 
 // counters returns from where an association goes on counting that is to be made, and whether
@@ -161,8 +219,7 @@ func (m *espMemory) counters(sa netplan.SA) (counters, bool) {
 		}
 		return c, true
 	}
-	s.Lost, m.lost = true, true
-	m.Seen[text] = s
+	m.vanished(text)
 	return counters{}, false
 }
 
@@ -186,6 +243,7 @@ func (m *espMemory) forget(want, have map[netplan.SAID]netplan.SA) {
 	for text, s := range m.Seen {
 		if !here[text] && s.Generation != 0 && s.Generation < oldest {
 			delete(m.Seen, text)
+			m.touch(text)
 		}
 	}
 }
@@ -198,25 +256,61 @@ func (d *Dataplane) saveESP() error {
 		if err != nil {
 			return err
 		}
-		m.Epoch, m.lost = epoch, false
+		m.Epoch, m.lost, m.anew = epoch, false, true
 		d.cfg.Log.Warn("the kernel has lost ESP associations: asking managers for other keys")
 		select {
 		case d.described <- struct{}{}:
 		default: // somebody is about to look
 		}
 	}
-	data, err := json.Marshal(m)
+	var err error
+	switch {
+	case m.anew || m.appended > len(m.Seen)+256:
+		if err = m.rewrite(d.espPath()); err == nil {
+			m.anew, m.appended = false, 0
+		}
+	case len(m.changed) > 0:
+		if err = m.append(d.espPath()); err == nil {
+			m.appended += len(m.changed)
+		}
+	}
 	if err != nil {
+		m.anew = true
 		return fmt.Errorf("write ESP state: %w", err)
 	}
-	if string(data) == m.saved {
-		return nil
-	}
-	if err := disk.WriteFile(d.espPath(), data, 0o600); err != nil {
+	clear(m.changed)
+	return nil
+}
+
+// rewrite writes all of it.
+func (m *espMemory) rewrite(path string) error {
+	data, err := json.Marshal(m)
+	if err != nil {
 		return err
 	}
-	m.saved = string(data)
-	return nil
+	return disk.WriteFile(path, append(data, '\n'), 0o600)
+}
+
+// append adds what changed to a file that was written whole.
+func (m *espMemory) append(path string) error {
+	var lines []byte
+	for _, text := range sortedKeys(m.changed) {
+		n := espNote{ID: text}
+		if s, known := m.Seen[text]; known {
+			n.Seen = &s
+		}
+		line, err := json.Marshal(n)
+		if err != nil {
+			return err
+		}
+		lines = append(append(lines, line...), '\n')
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(lines)
+	return errors.Join(err, f.Close())
 }
 
 // forgetESP removes what is remembered. Callers hold mu.

@@ -132,6 +132,23 @@ func decodeCounters(b []byte) counters {
 	return counters{OSeq: word(1), Seq: word(2), OSeqHi: word(3), SeqHi: word(4)}
 }
 
+// look returns an association as it is, and how far it has counted; unix.ESRCH if it is not there.
+func (x *xfrm) look(id netplan.SAID) (netplan.SA, counters, error) {
+	msg := &nl.XfrmUsersaId{Spi: nl.Swap32(id.SPI), Family: uint16(x.family()), Proto: unix.IPPROTO_ESP}
+	msg.Daddr.FromIP(id.Dst.AsSlice())
+	req := x.request(nl.XFRM_MSG_GETSA, 0)
+	req.AddData(msg)
+	messages, err := req.Execute(unix.NETLINK_XFRM, nl.XFRM_MSG_NEWSA)
+	if err == nil && len(messages) == 0 {
+		err = unix.ESRCH
+	}
+	if err != nil {
+		return netplan.SA{}, counters{}, fmt.Errorf("look at ESP association %#08x to %s: %w", id.SPI, id.Dst, err)
+	}
+	sa, c, _ := readSA(messages[0])
+	return sa, c, nil
+}
+
 // remove deletes an association; one that is not there is no error.
 func (x *xfrm) remove(sa netplan.SA) error {
 	err := x.h.XfrmStateDel(&netlink.XfrmState{Src: sa.Src.AsSlice(), Dst: sa.Dst.AsSlice(), Proto: netlink.XFRM_PROTO_ESP, Spi: int(sa.SPI)})
@@ -185,7 +202,6 @@ func (x *xfrm) guards() []*netlink.XfrmPolicy {
 type observed struct {
 	netplan.ESP
 
-	counters map[netplan.SAID]counters
 	// guards says which of xfrm.guards are there.
 	guards []bool
 	// others is set if associations or ways like ours are of a node with another address.
@@ -194,9 +210,7 @@ type observed struct {
 
 // observe returns what the kernel has of ours, of a node with some addresses.
 func (x *xfrm) observe(mine map[netip.Addr]bool) (observed, error) {
-	out := observed{
-		ESP: netplan.ESP{SAs: map[netplan.SAID]netplan.SA{}, Ways: map[netip.Addr]netplan.ESPWay{}}, counters: map[netplan.SAID]counters{},
-	}
+	out := observed{ESP: netplan.NewESP()}
 	messages, err := dump(func() ([][]byte, error) {
 		return x.request(nl.XFRM_MSG_GETSA, unix.NLM_F_DUMP).Execute(unix.NETLINK_XFRM, nl.XFRM_MSG_NEWSA)
 	})
@@ -204,11 +218,11 @@ func (x *xfrm) observe(mine map[netip.Addr]bool) (observed, error) {
 		return out, fmt.Errorf("list ESP associations: %w", err)
 	}
 	for _, m := range messages {
-		sa, c, ours := readSA(m)
+		sa, _, ours := readSA(m)
 		switch {
 		case !ours || sa.Dst.Is6() != x.v6:
 		case mine[sa.Src] || mine[sa.Dst]:
-			out.SAs[sa.SAID], out.counters[sa.SAID] = sa, c
+			out.SAs[sa.SAID] = sa
 		default:
 			out.others = true
 		}
