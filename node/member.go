@@ -55,6 +55,11 @@ type member struct {
 	// unknown has a value when a manager showed a certificate from a root that this node
 	// does not know.
 	unknown chan struct{}
+	// attempts counts those to reach a manager since the last message of a session; lost has a
+	// value when they are many. astray is set once somebody told of other managers.
+	attempts atomic.Int32
+	lost     chan struct{}
+	astray   atomic.Bool
 	// joined is closed at the first message of the first session.
 	joined     chan struct{}
 	joinedOnce sync.Once
@@ -81,7 +86,7 @@ func newMember(cfg *Config, dir string, saved savedState, keys *keystore.Store, 
 	m := &member{
 		cfg: cfg, dir: dir, saved: saved, keys: keys, creds: &wire.Credentials{Network: cfg.Network},
 		remotes: openRemotes(dir, cfg.Log),
-		role:    make(chan struct{}, 1), joined: make(chan struct{}), unknown: make(chan struct{}, 1),
+		role:    make(chan struct{}, 1), joined: make(chan struct{}), unknown: make(chan struct{}, 1), lost: make(chan struct{}, 1),
 	}
 	m.creds.Set(material)
 	m.creds.Unknown = func() {
@@ -126,6 +131,10 @@ func (m *member) run(ctx context.Context) error {
 		m.findRoot(ctx)
 		return nil
 	})
+	group.Go(func() error {
+		m.findManagers(ctx)
+		return nil
+	})
 	group.Go(func() error { return m.runRoles(ctx) })
 	group.Go(func() error {
 		for {
@@ -148,7 +157,7 @@ func (m *member) runRoles(ctx context.Context) error {
 				return err
 			}
 			m.setRefusal(nil)
-			m.waitRole(ctx, nil)
+			m.beWorker(ctx)
 			continue
 		}
 		if !m.mayJoin() {
@@ -245,6 +254,7 @@ func (m *member) runManager(ctx context.Context) error {
 	done := make(chan error, 1)
 	go func() { done <- role.run(ctx) }()
 	m.manager.Store(role)
+	m.noteManaged()
 	defer m.manager.Store(nil)
 	for {
 		select {
@@ -283,7 +293,8 @@ func (m *member) hasRaft() bool {
 func (m *member) connect(ctx context.Context) (grpc.ClientConnInterface, func(bool), error) {
 	role := m.manager.Load()
 	ready := role != nil && role.isReady()
-	if ready && role.replica.Votes() {
+	m.attempt()
+	if ready && role.replica.Votes() && !m.deserted(role) {
 		return role.route(), func(bool) {}, nil
 	}
 	// A manager without a vote may be one no more, and know of no leader.
@@ -304,6 +315,13 @@ func (m *member) connect(ctx context.Context) (grpc.ClientConnInterface, func(bo
 		m.remotes.observe(k, false)
 		_ = conn.Close()
 	}, nil
+}
+
+// deserted reports whether a manager has no leader and was told of managers that it did not
+// know: those that it counts on may be none any more.
+func (m *member) deserted(role *managerRole) bool {
+	_, _, led := role.replica.Leader()
+	return !led && m.astray.Load()
 }
 
 // saveIdentity makes a renewed certificate durable and active.
@@ -351,6 +369,7 @@ func saveManager(ctx context.Context, keys *keystore.Store, id keystore.Identity
 
 // onSession follows what the swarm says about this node, its managers and its root.
 func (m *member) onSession(msg *api.SessionMessage) {
+	m.attempts.Store(0)
 	m.joinedOnce.Do(func() { close(m.joined) })
 	m.remotes.replace(msg.GetManagers())
 	m.adoptRoot(msg.GetRootCA())

@@ -72,6 +72,23 @@ func (r *remotes) add(addr string) {
 	r.weights[remote{Addr: addr}] = observedSuccess
 }
 
+// maxSuggested bounds the managers that are known with those that others have told of.
+const maxSuggested = 64
+
+// suggest makes managers known that somebody who is none told of, beside those known, until
+// one of all tells. It reports whether there was a new one; not counted is who is at self.
+func (r *remotes) suggest(managers []remote, self string) (news bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, k := range managers {
+		if _, known := r.weights[k]; !known && k.Addr != self && len(r.weights) < maxSuggested {
+			r.weights[k] = observedSuccess
+			news = true
+		}
+	}
+	return news
+}
+
 // replace makes the managers those that a session message lists.
 func (r *remotes) replace(managers []*api.WeightedPeer) {
 	if len(managers) == 0 {

@@ -2,13 +2,10 @@ package sim
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -281,46 +278,6 @@ func (u *user) fault() string {
 	}
 }
 
-// findStrays does what docs/locking.md tells people to do for a node that was away while all
-// managers that it knew were demoted: it knows nobody to ask.
-func (u *user) findStrays() {
-	w := u.w
-	var nodes []swarm.Node
-	w.await("the nodes are listed", time.Minute, func() error { return w.any("GET", "/nodes", nil, &nodes) })
-	manages := map[string]bool{}
-	for _, n := range nodes {
-		manages[n.ID] = n.ManagerStatus != nil
-	}
-	for _, m := range w.machines {
-		known := m.knows()
-		if len(known) == 0 || manages[m.id] || slices.ContainsFunc(known, func(id string) bool { return manages[id] }) {
-			continue
-		}
-		err := u.changeNode(w.machine(known[0]), func(s *swarm.NodeSpec) { s.Role = swarm.NodeRoleManager })
-		u.trace = append(u.trace, time.Now().Format("15:04:05.000 ")+told("promote whom "+m.name+" knows", err))
-		manages[known[0]] = true
-	}
-}
-
-// knows returns the ids of the managers that a node would ask.
-func (m *machine) knows() []string {
-	var known []struct {
-		NodeID string `json:"node_id"`
-	}
-	data, err := os.ReadFile(filepath.Join(m.dir, "data", "swarm", "state.json"))
-	if err == nil {
-		err = json.Unmarshal(data, &known)
-	}
-	if err != nil {
-		return nil // it never had a session
-	}
-	var ids []string
-	for _, k := range known {
-		ids = append(ids, k.NodeID)
-	}
-	return ids
-}
-
 // heal ends all faults and lets all nodes take tasks.
 func (u *user) heal() {
 	w := u.w
@@ -338,7 +295,6 @@ func (u *user) heal() {
 			return u.changeNode(m, func(s *swarm.NodeSpec) { s.Availability = swarm.NodeAvailabilityActive })
 		})
 	}
-	u.findStrays()
 }
 
 // kept checks that everything acknowledged is there, and nothing that was never asked for.

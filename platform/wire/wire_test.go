@@ -149,6 +149,7 @@ func register(s *grpc.Server, r *rig) {
 	skepv1.RegisterTokensServer(s, skepv1.UnimplementedTokensServer{})
 	skepv1.RegisterEnrollmentServer(s, skepv1.UnimplementedEnrollmentServer{})
 	skepv1.RegisterUnlockServer(s, skepv1.UnimplementedUnlockServer{})
+	skepv1.RegisterDirectoryServer(s, skepv1.UnimplementedDirectoryServer{})
 }
 
 type noting struct {
@@ -232,6 +233,7 @@ func TestEveryMethodByRole(t *testing.T) {
 		"/docker.swarmkit.v1.Dispatcher/", "/docker.swarmkit.v1.ResourceAllocator/", "/docker.swarmkit.v1.LogBroker/",
 		"/skep.v1.Networks/Watch", "/skep.v1.Networks/Programmed", "/skep.v1.Networks/Checked",
 		"/skep.v1.Networks/RenameAttachments",
+		"/skep.v1.Directory/Managers",
 	}
 	within := func(name string, prefixes []string) bool {
 		for _, p := range prefixes {
