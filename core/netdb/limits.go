@@ -15,6 +15,9 @@ const (
 	maxBytes = 128 << 20
 	// maxRelays bounds, in each network, the events of others that wait to be passed on.
 	maxRelays = 4096
+	// maxSync bounds the rows in a bulk synchronization: what others than the sender published is
+	// left out beyond. Receivers take no messages of more than 20 MiB.
+	maxSync = 16 << 20
 	// maxName bounds names and ids, maxValue the value of a row.
 	maxName  = 256
 	maxValue = 64 << 10

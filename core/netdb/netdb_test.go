@@ -398,6 +398,35 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestLargeSync: a bulk synchronization that would be too large keeps the sender's own rows.
+func TestLargeSync(t *testing.T) {
+	c := newCluster("a", "b")
+	c.join("a", "net")
+	c.join("b", "net")
+	big := make([]Row, 300)
+	for i := range big {
+		big[i] = Row{"t", fmt.Sprint("a", i), make([]byte, maxValue)}
+	}
+	c.nodes["a"].Set("net", big, c.now)
+	c.sync("a", "b", "net")
+	c.nodes["b"].Set("net", []Row{testRow("z", "own")}, c.now)
+	msg, _ := c.nodes["b"].Sync([]string{"net"}, true, c.now)
+	if len(msg) > 20<<20 {
+		t.Errorf("the message has %d bytes", len(msg))
+	}
+	fresh := newCluster("b", "c").nodes["c"]
+	fresh.Join("net")
+	if err := fresh.Merge(c.nodes["b"].State(true), c.now); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fresh.Receive(msg, c.now); err != nil {
+		t.Fatal(err)
+	}
+	if list := fresh.Others("net"); len(list) != 1 || list[0].Key != "z" {
+		t.Errorf("what arrives is not the sender's own: %d rows", len(list))
+	}
+}
+
 func TestTransmits(t *testing.T) {
 	got := map[int]int{}
 	for _, members := range []int{1, 8, 9, 98, 99} {
@@ -509,4 +538,27 @@ func FuzzReceive(f *testing.F) {
 			t.Fatalf("the answer is unreadable: %v", err)
 		}
 	})
+}
+
+// BenchmarkSync is one exchange of a network's rows, each way, of a thousand nodes with twenty.
+func BenchmarkSync(b *testing.B) {
+	c := newCluster("a", "b")
+	c.join("a", "net")
+	c.join("b", "net")
+	for i := range 1000 {
+		name := fmt.Sprintf("node%04d", i)
+		for _, d := range c.nodes {
+			d.NodeUp(name, name, c.now)
+			d.hearNetwork(&networkdb.NetworkEvent{Type: networkdb.NetworkEvent_JOIN, LTime: 5, NodeName: name, NetworkId: "net"}, c.now)
+		}
+		for k := range 20 {
+			c.nodes["a"].hearRow(&networkdb.TableEvent{
+				Type: networkdb.TableEvent_CREATE, LTime: 9, NodeName: name, NetworkId: "net", TableName: "t", Key: fmt.Sprint(name, k), Value: make([]byte, 60),
+			}, true, c.now)
+		}
+	}
+	c.sync("a", "b", "net")
+	for b.Loop() {
+		c.sync("a", "b", "net")
+	}
 }

@@ -174,18 +174,28 @@ func (d *DB) Others(network string) []Published {
 func (d *DB) Sync(networks []string, unsolicited bool, now time.Time) (msg []byte, time uint64) {
 	d.tableClock++
 	m := &networkdb.BulkSyncMessage{LTime: d.tableClock, Unsolicited: unsolicited, NodeName: d.self}
-	var events [][]byte
 	for _, id := range slices.Compact(slices.Sorted(slices.Values(networks))) {
-		if d.mine[id] == nil {
-			continue
+		if d.mine[id] != nil {
+			m.Networks = append(m.Networks, id)
 		}
-		m.Networks = append(m.Networks, id)
-		for _, k := range d.sortedKeys(id) {
-			if e := d.syncEvent(id, k, now); e != nil {
-				events = append(events, encode(networkdb.MessageType_TABLE_EVENT, e))
+	}
+	var events [][]byte
+	size := 0
+	add := func(own bool) {
+		for _, id := range m.GetNetworks() {
+			for _, k := range d.sortedKeys(id) {
+				if (d.rows[id][k].owner == d.self) != own || size > maxSync {
+					continue
+				}
+				if e := d.syncEvent(id, k, now); e != nil {
+					events = append(events, encode(networkdb.MessageType_TABLE_EVENT, e))
+					size += len(events[len(events)-1])
+				}
 			}
 		}
 	}
+	add(true)
+	add(false) // what finds no room, its owner tells
 	m.Payload = compound(events)
 	return encode(networkdb.MessageType_BULK_SYNC, m), m.GetLTime()
 }
