@@ -831,3 +831,44 @@ func TestCompleteUpdateIsProgrammed(t *testing.T) {
 	}
 	l.wantClean()
 }
+
+// ofVXLAN matches the host's flows of encapsulated packets.
+type ofVXLAN struct{}
+
+func (ofVXLAN) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	return f.Forward.Protocol == unix.IPPROTO_UDP && f.Forward.DstPort == defaultVXLANPort
+}
+
+// TestConnectionsDoNotFillTheHostsTable: each connection between nodes had two entries in the
+// connection table of either host, for half a minute after it had ended.
+func TestConnectionsDoNotFillTheHostsTable(t *testing.T) {
+	l, client, _, _ := front(t)
+	const connections = 200
+	for range connections {
+		c, err := dialIn(client, "tcp4", "10.0.1.4:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := whoOver(c); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+	}
+	for _, n := range l.nodes {
+		var flows []*netlink.ConntrackFlow
+		err := within(n.hostNS, func() (err error) { flows, err = flowsOf(unix.AF_INET, ofVXLAN{}); return err })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if most := 2 * (lastSourcePort - firstSourcePort); len(flows) > most || len(flows) < 4 {
+			t.Errorf("%s: %d flows of encapsulated packets for %d connections, want a few and no more than %d", n.id, len(flows), connections, most)
+		}
+		ports := map[uint16]bool{}
+		for _, f := range flows {
+			ports[f.Forward.SrcPort] = true
+		}
+		if len(ports) < 4 { // nothing could be spread by them
+			t.Errorf("%s: they leave from %d ports only", n.id, len(ports))
+		}
+	}
+}

@@ -25,6 +25,14 @@ import (
 // defaultVXLANPort is IANA's.
 const defaultVXLANPort = 4789
 
+// Encapsulated packets leave from these ports, the last one excluded, each connection inside
+// from one of them: enough for links and queues that hash ports. From one of all ports the
+// host's connection table would have two entries for each connection, for half a minute.
+const (
+	firstSourcePort = 49152
+	lastSourcePort  = firstSourcePort + 32
+)
+
 // switchNS is the namespace that holds the bridges of overlay networks. Names that begin
 // with a dot are no containers.
 func (d *Dataplane) switchNS() string { return filepath.Join(d.cfg.ExecDir, ".switch") }
@@ -357,7 +365,7 @@ func (f *fabric) ensureVXLAN(bridge netlink.Link, want *netlink.Vxlan, x *drift,
 	if fresh {
 		// Made from the namespace that its socket stays in.
 		made := *want
-		made.Namespace = netlink.NsFd(int(f.ns))
+		made.Namespace, made.PortLow, made.PortHigh = netlink.NsFd(int(f.ns)), firstSourcePort, lastSourcePort
 		if err := f.sockets.LinkAdd(&made); err != nil {
 			return nil, fmt.Errorf("make %s to port %d: %w", want.Name, want.Port, err)
 		}
