@@ -398,6 +398,19 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestSyncOfOthersNetworks: what a node is asked for, and is not in, it does not even remember.
+func TestSyncOfOthersNetworks(t *testing.T) {
+	c := newCluster("a", "b")
+	c.join("a", "net")
+	c.join("a", "more")
+	c.join("b", "net")
+	msg, _ := c.nodes["a"].Sync([]string{"net", "more"}, true, c.now)
+	a, err := c.nodes["b"].Receive(msg, c.now)
+	if err != nil || a.Sync == nil || !slices.Equal(a.Sync.Networks, []string{"net"}) {
+		t.Errorf("b is asked for %+v: %v", a.Sync, err)
+	}
+}
+
 // TestLargeSync: a bulk synchronization that would be too large keeps the sender's own rows.
 func TestLargeSync(t *testing.T) {
 	c := newCluster("a", "b")

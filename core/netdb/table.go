@@ -269,7 +269,8 @@ type Answer struct {
 
 // Sync is a bulk synchronization that another node sent.
 type Sync struct {
-	From     string
+	From string
+	// Networks are those that this node is in as well.
 	Networks []string
 	// Unsolicited asks for this node's rows; otherwise it answers this node's message, if Time
 	// is greater than that one's.
@@ -304,7 +305,12 @@ func (d *DB) Receive(msg []byte, now time.Time) (Answer, error) {
 		for _, one := range decodeCompound(m.GetPayload()) {
 			d.hearEvent(one, true, now)
 		}
-		a.Sync = &Sync{From: m.GetNodeName(), Networks: m.GetNetworks(), Unsolicited: m.GetUnsolicited(), Time: m.GetLTime()}
+		a.Sync = &Sync{From: m.GetNodeName(), Unsolicited: m.GetUnsolicited(), Time: m.GetLTime()}
+		for _, id := range d.Networks() {
+			if slices.Contains(m.GetNetworks(), id) {
+				a.Sync.Networks = append(a.Sync.Networks, id)
+			}
+		}
 	}
 	return a, nil
 }
