@@ -29,6 +29,8 @@ const (
 	// maxAnswers is how many bulk synchronizations are answered at once; further ones are not,
 	// and whoever asked tries another node or asks again.
 	maxAnswers = 8
+	// maxEarly bounds the nodes that asked before they are known. More are forgotten, all.
+	maxEarly = 256
 	// gossipNodes is how many members of a network hear of its events at a time.
 	gossipNodes = 3
 	// syncTries is how many members of a network are asked in turn when rows are compared.
@@ -72,6 +74,9 @@ type cluster struct {
 	members map[string]*memberlist.Node
 	// waiting are bulk synchronizations without an answer, by the node asked.
 	waiting map[string][]*asked
+	// early are bulk synchronizations of nodes that are not known yet, by node: they are
+	// answered when it is.
+	early map[string]*netdb.Sync
 	// fresh are networks whose members are to be asked for all rows, with the event by which
 	// this node joined, which may be empty.
 	fresh map[string]netdb.Broadcast
@@ -94,6 +99,7 @@ func (g *Gossip) open(ctx context.Context, w wish) (*cluster, error) {
 	c := &cluster{
 		log: g.cfg.Log, name: w.session.name(), keyring: keyring, answers: make(chan struct{}, maxAnswers), end: end,
 		db: netdb.New(w.session.name(), uint64(time.Now().Unix())), members: map[string]*memberlist.Node{}, waiting: map[string][]*asked{},
+		early: map[string]*netdb.Sync{},
 		fresh: map[string]netdb.Broadcast{},
 	}
 	c.broadcasts = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmitMult, NumNodes: func() int { return int(c.size.Load()) + 1 }}

@@ -30,7 +30,9 @@ func (c *cluster) NotifyMsg(msg []byte) {
 		return
 	}
 	if a.Sync.Unsolicited {
+		c.mu.Lock()
 		c.answer(a.Sync)
+		c.mu.Unlock()
 		return
 	}
 	c.answered(a.Sync)
@@ -78,6 +80,10 @@ func (c *cluster) NotifyJoin(n *memberlist.Node) {
 	c.members[n.Name] = n
 	c.size.Store(int64(len(c.members)))
 	c.db.NodeUp(n.Name, n.Address(), time.Now())
+	if s := c.early[n.Name]; s != nil {
+		delete(c.early, n.Name)
+		c.respond(s)
+	}
 }
 
 // NotifyLeave implements memberlist.EventDelegate.

@@ -339,3 +339,71 @@ func TestPeerComesLater(t *testing.T) {
 		within(t, 70*time.Second, "b", a)
 	})
 }
+
+// TestAskedBeforeItIsKnown: a node that has just joined asks before all have heard of it. Docker
+// Engines wait half a minute for an answer, with which they begin to have the network.
+func TestAskedBeforeItIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		defer time.Sleep(time.Minute) // memberlist's probes under way end in time
+		m := newMemory()
+		a := m.start(t, 1)
+		defer a.stop()
+		a.publish("a")
+		synctest.Wait()
+		db := netdb.New("newcomer", 1)
+		db.Join("net")
+		msg, at := db.Sync([]string{"net"}, true, time.Now())
+		for i := range 3 * maxEarly { // and others, who never come
+			other := netdb.New(fmt.Sprint("other", i), 1)
+			ask, _ := other.Sync([]string{"net"}, true, time.Now())
+			a.current().NotifyMsg(ask)
+		}
+		a.current().NotifyMsg(msg)
+		if n := len(a.current().early); n > maxEarly {
+			t.Errorf("%d wait to be known", n)
+		}
+		ear := &listener{heard: make(chan []byte, 16)}
+		tr, err := m.open(t.Context(), Session{Advertise: netip.AddrFrom4([4]byte{10, 0, 0, 9})}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := memberlist.DefaultLANConfig()
+		cfg.Name, cfg.Transport, cfg.Delegate, cfg.Logger = "newcomer", tr, ear, log.New(io.Discard, "", 0)
+		cfg.AdvertiseAddr, cfg.AdvertisePort = "10.0.0.9", Port
+		if cfg.Keyring, err = memberlist.NewKeyring([][]byte{testKeys(1)[1].Key}, testKeys(1)[1].Key); err != nil {
+			t.Fatal(err)
+		}
+		list, err := memberlist.Create(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer list.Shutdown()
+		if _, err := list.Join([]string{"10.0.0.1:7946"}); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.After(5 * time.Second); ; {
+			select {
+			case text := <-ear.heard:
+				if answer, err := db.Receive(text, time.Now()); err == nil && answer.Sync != nil && !answer.Sync.Unsolicited && answer.Sync.Time > at {
+					return
+				}
+			case <-end:
+				t.Fatal("it is not answered")
+			}
+		}
+	})
+}
+
+// listener is a member that only listens.
+type listener struct{ heard chan []byte }
+
+func (*listener) NodeMeta(int) []byte             { return nil }
+func (*listener) GetBroadcasts(int, int) [][]byte { return nil }
+func (*listener) LocalState(bool) []byte          { return nil }
+func (*listener) MergeRemoteState([]byte, bool)   {}
+func (l *listener) NotifyMsg(b []byte) {
+	select {
+	case l.heard <- slices.Clone(b):
+	default:
+	}
+}

@@ -155,10 +155,22 @@ func (c *cluster) answered(s *netdb.Sync) {
 	}
 }
 
-// answer sends this node's rows to a node that sent its own, unless too many ask.
+// answer sends this node's rows to a node that sent its own. One that has just joined may ask
+// before this node has heard of it, and joins a network only when all its members have answered.
+// Callers hold mu.
 func (c *cluster) answer(s *netdb.Sync) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	if c.members[s.From] != nil {
+		c.respond(s)
+		return
+	}
+	if len(c.early) >= maxEarly { // who has not come by now may ask again
+		clear(c.early)
+	}
+	c.early[s.From] = s
+}
+
+// respond does so unless too many ask. Callers hold mu.
+func (c *cluster) respond(s *netdb.Sync) {
 	if c.closed {
 		return
 	}
