@@ -2,9 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -100,12 +97,7 @@ func (s *swarm) wantPeers(t *testing.T, nodes ...string) {
 // the daemon's own mounts show.
 func (e *dockerEngine) overlay(t *testing.T, network string, command ...string) string {
 	t.Helper()
-	pid, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(e.cmd.Process.Pid), "task", strconv.Itoa(e.cmd.Process.Pid), "children"))
-	if err != nil || len(strings.Fields(string(pid))) == 0 {
-		t.Fatalf("find Docker Engine's process: %v", err)
-	}
-	args := []string{"--mount", "--target", strings.Fields(string(pid))[0], "nsenter", "--net=" + filepath.Join(e.node.Dir, "run", "netns", "1-"+network[:10])}
-	out, err := try(t, 10*time.Second, "nsenter", append(args, command...)...)
+	out, err := e.inside(t, "1-"+network[:10], command...)
 	if err != nil {
 		return err.Error() + out
 	}

@@ -29,7 +29,7 @@ func newPipeline(t *api.Task) pipeline {
 		{"Ready", plural("%s not available for new tasks"), ready},
 		{"Resource", plural("insufficient resources on %s"), resources(t)},
 		{"Plugin", plural("missing plugin on %s"), plugins(t)},
-		{"Overlay", plural("overlay networks and ingress ports do not reach %s with Docker Engine"), overlays(t)},
+		{"Overlay", func(n int) string { return plural(unshared(t) + " and does not reach %s with Docker Engine")(n) }, overlays(t)},
 		{"Constraint", plural("scheduling constraints not satisfied on %s"), constraints(t)},
 		{"Platform", plural("unsupported platform on %s"), platforms(t)},
 		{"HostPort", plural("host-mode port already in use on %s"), freePorts(t)},
@@ -181,13 +181,21 @@ func hasPlugin(e *api.EngineDescription, kind, name string) bool {
 	})
 }
 
-// overlays keeps tasks that are on a network of the swarm, or published by its routing mesh,
-// from nodes that Skep's networks do not reach.
+// unshared names the first of a task's overlay networks that Docker Engines cannot take part
+// in and says why; it is empty without one.
+func unshared(t *api.Task) string {
+	for _, a := range t.GetNetworks() {
+		n := a.GetNetwork()
+		if why := model.Unshared(n); why != "" && n.GetDriverState().GetName() == "overlay" {
+			return "network " + n.GetSpec().GetAnnotations().GetName() + " " + why
+		}
+	}
+	return ""
+}
+
+// overlays keeps tasks off Docker Engines that are on a network which does not reach these.
 func overlays(t *api.Task) func(*node) bool {
-	wanted := slices.ContainsFunc(t.GetNetworks(), func(a *api.NetworkAttachment) bool {
-		return a.GetNetwork().GetDriverState().GetName() == "overlay"
-	})
-	if !wanted {
+	if unshared(t) == "" {
 		return nil
 	}
 	return func(n *node) bool { return !model.Foreign(n.GetDescription()) }

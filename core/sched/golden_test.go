@@ -203,7 +203,10 @@ func describeTask(t *testing.T, task *api.Task, options [][2]string) {
 		case "volume":
 			spec.GetContainer().Mounts = []*api.Mount{{Type: api.Mount_VOLUME, VolumeOptions: &api.Mount_VolumeOptions{DriverConfig: &api.Driver{Name: value}}}}
 		case "network":
-			task.Networks = networkWith(value)
+			driver, subnet, found := strings.Cut(value, ",")
+			if task.Networks = networkWith(driver); found {
+				task.Networks = networkWith(driver, subnet)
+			}
 		case "log":
 			task.LogDriver = &api.Driver{Name: value}
 		case "cluster-volume":

@@ -269,7 +269,7 @@ func (o *oracle) refusal(t *api.Task, n *api.Node) string {
 		switch {
 		case a.GetNetwork().GetDriverState().GetName() == "host":
 			return "Plugin" // no node here lists it
-		case plugins[len(plugins)-1].GetName() != "skep-overlay":
+		case len(a.GetNetwork().GetIpam().GetConfigs()) > 0 && plugins[len(plugins)-1].GetName() != "skep-overlay":
 			return "Overlay"
 		}
 	}
@@ -353,7 +353,7 @@ func (o *oracle) explain(t *api.Task, nodes ...*api.Node) string {
 				"Ready":       fmt.Sprintf("%d %s not available for new tasks", n, noun),
 				"Resource":    fmt.Sprintf("insufficient resources on %d %s", n, noun),
 				"Plugin":      fmt.Sprintf("missing plugin on %d %s", n, noun),
-				"Overlay":     fmt.Sprintf("overlay networks and ingress ports do not reach %d %s with Docker Engine", n, noun),
+				"Overlay":     fmt.Sprintf("network  has IPv6 and does not reach %d %s with Docker Engine", n, noun),
 				"Constraint":  fmt.Sprintf("scheduling constraints not satisfied on %d %s", n, noun),
 				"Platform":    fmt.Sprintf("unsupported platform on %d %s", n, noun),
 				"HostPort":    fmt.Sprintf("host-mode port already in use on %d %s", n, noun),

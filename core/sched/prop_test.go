@@ -143,7 +143,7 @@ func (m *machine) service(t *rapid.T) {
 			}
 		}
 		if some("overlay") {
-			task.Networks = networkWith(rapid.SampledFrom([]string{"overlay", "host"}).Draw(t, "network"))
+			task.Networks = networkWith(rapid.SampledFrom([]string{"overlay", "host"}).Draw(t, "network"), rapid.SampledFrom([][]string{nil, {"fd00::/64"}}).Draw(t, "IPv6")...)
 		}
 		if some("platform") {
 			placement.Platforms = []*api.Platform{{Os: "linux", Architecture: rapid.SampledFrom([]string{"amd64", "arm64"}).Draw(t, "arch")}}

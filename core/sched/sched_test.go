@@ -209,7 +209,9 @@ func TestFilters(t *testing.T) {
 		"network driver":              {node: plugin("Network", "weave"), task: func(t *api.Task) { t.Networks = networkWith("weave") }},
 		"network driver missing":      {node: plugin("Network", "bridge"), task: func(t *api.Task) { t.Networks = networkWith("weave") }, want: "Plugin"},
 		"overlay on a Skep node":      {node: plugin("Network", "skep-overlay"), task: func(t *api.Task) { t.Networks = networkWith("overlay") }},
-		"overlay on Docker Engine":    {node: plugin("Network", "overlay"), task: func(t *api.Task) { t.Networks = networkWith("overlay") }, want: "Overlay"},
+		"overlay on Docker Engine":    {node: plugin("Network", "overlay"), task: func(t *api.Task) { t.Networks = networkWith("overlay") }},
+		"IPv6 on Docker Engine":       {node: plugin("Network", "overlay"), task: func(t *api.Task) { t.Networks = networkWith("overlay", "fd00::/64") }, want: "Overlay"},
+		"IPv6 on a Skep node":         {node: plugin("Network", "skep-overlay"), task: func(t *api.Task) { t.Networks = networkWith("overlay", "fd00::/64") }},
 		"host network of an engine":   {node: plugin("Network", "host"), task: func(t *api.Task) { t.Networks = networkWith("host") }},
 		"log driver, no log plugins":  {node: same, task: func(t *api.Task) { t.LogDriver = &api.Driver{Name: "gelf"} }},
 		"log driver missing":          {node: plugin("Log", "json-file"), task: func(t *api.Task) { t.LogDriver = &api.Driver{Name: "gelf"} }, want: "Plugin"},
@@ -237,7 +239,7 @@ func TestFilters(t *testing.T) {
 		"encryption, same way":        {node: encrypting("esp,wireguard"), task: func(t *api.Task) { t.Networks = encryptedBy("esp") }},
 		"encryption, in a process":    {node: encrypting("wireguard-userspace"), task: func(t *api.Task) { t.Networks = encryptedBy("wireguard") }},
 		"encryption, another way":     {node: encrypting("wireguard"), task: func(t *api.Task) { t.Networks = encryptedBy("esp") }, want: "Encryption"},
-		"encryption, a Docker Engine": {node: same, task: func(t *api.Task) { t.Networks = encryptedBy("wireguard") }, want: "Encryption"},
+		"encryption, a Docker Engine": {node: same, task: func(t *api.Task) { t.Networks = encryptedBy("wireguard") }, want: "Overlay"},
 		"encryption undecided":        {node: encrypting("wireguard"), task: func(t *api.Task) { t.Networks = encryptedBy("") }, want: "Encryption"},
 		"the first filter counts":     {node: func(n *api.Node) { n.Spec.Availability = api.NodeSpec_DRAIN }, task: constrain("node.id==other"), want: "Ready"},
 	} {
@@ -256,11 +258,14 @@ func TestFilters(t *testing.T) {
 }
 
 func encrypting(how string) func(*api.Node) {
-	return func(n *api.Node) { n.Description.Engine.Labels[model.EncryptionLabel] = how }
+	return func(n *api.Node) {
+		n.Description.Engine.Labels[model.EncryptionLabel] = how
+		n.Description.Engine.Plugins = []*api.PluginDescription{{Type: "Network", Name: model.SkepOverlay}}
+	}
 }
 
 func encryptedBy(how string) []*api.NetworkAttachment {
-	n := &api.Network{Id: "net", DriverState: &api.Driver{Options: map[string]string{model.EncryptedOption: ""}}}
+	n := &api.Network{Id: "net", Spec: &api.NetworkSpec{Annotations: &api.Annotations{Name: "front"}}, DriverState: &api.Driver{Name: "overlay", Options: map[string]string{model.EncryptedOption: ""}}}
 	if how != "" {
 		n.DriverState.Options[model.EncryptionOption] = how
 	}
@@ -270,10 +275,11 @@ func encryptedBy(how string) []*api.NetworkAttachment {
 // TestRefusalNamesTheEncryption lets people see which way a node would have to know.
 func TestRefusalNamesTheEncryption(t *testing.T) {
 	c := newCluster()
-	c.put(testNode("n"))
+	c.put(testNode("n", encrypting("wireguard")))
+	c.put(testNode("docker"))
 	c.put(testTask("web", 1, func(t *api.Task) { t.Networks = encryptedBy("esp") }))
 	c.schedule()
-	want := "no suitable node (cannot encrypt the network as it is (esp) on 1 node)"
+	want := "no suitable node (network front is encrypted and does not reach 1 node with Docker Engine; cannot encrypt the network as it is (esp) on 1 node)"
 	if got := c.tasks["web.1"].GetStatus().GetErr(); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
@@ -284,8 +290,12 @@ func TestRefusalNamesTheEncryption(t *testing.T) {
 	}
 }
 
-func networkWith(driver string) []*api.NetworkAttachment {
-	return []*api.NetworkAttachment{{Network: &api.Network{Id: "net", DriverState: &api.Driver{Name: driver}}}}
+func networkWith(driver string, subnets ...string) []*api.NetworkAttachment {
+	n := &api.Network{Id: "net", DriverState: &api.Driver{Name: driver}, Ipam: new(api.IPAMOptions)}
+	for _, text := range subnets {
+		n.Ipam.Configs = append(n.Ipam.Configs, &api.IPAMConfig{Subnet: text})
+	}
+	return []*api.NetworkAttachment{{Network: n}}
 }
 
 // TestFailuresAreForgotten keeps the memory of failures bounded by what happened lately.
