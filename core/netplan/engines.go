@@ -18,6 +18,9 @@ func (s *State) Engines() []netip.Addr {
 	return slices.Compact(out)
 }
 
+// Shared reports whether Docker Engines may be in a network.
+func (s *State) Shared(network string) bool { return s.node.GetGossip() && s.gossiped(network) }
+
 // Arrivals returns the published ports of the service whose task here has an address in the
 // ingress network, except those that the task has under the same number. They name no backends.
 func (s *State) Arrivals(a netip.Addr) []Published {

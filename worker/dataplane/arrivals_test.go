@@ -6,6 +6,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	skepv1 "github.com/skep-dev/skep/api/skepv1"
+	"github.com/skep-dev/skep/core/netplan"
 )
 
 // TestPublishedPortsFromDockerEngines: what a Docker Engine leads to a task still has the
@@ -57,4 +58,28 @@ func TestPublishedPortsFromDockerEngines(t *testing.T) {
 		t.Error("a port is translated for a node that is no engine")
 	}
 	l.wantClean()
+}
+
+// TestMTUBesideDockerEngines: a packet that a container may send must fit where an engine takes it.
+func TestMTUBesideDockerEngines(t *testing.T) {
+	d := &Dataplane{want: netplan.NewState()}
+	for _, c := range []struct {
+		gossip, encrypted bool
+		says              uint32
+		vxlan, want       int
+	}{
+		{false, false, 0, 8950, 8950},
+		{false, false, 1300, 8950, 1300},
+		{true, false, 0, 8950, 1450},
+		{true, false, 0, 1400, 1400},
+		{true, false, 1300, 8950, 1250},
+		{true, false, 9000, 8950, 8950},
+		{true, true, 0, 8950, insideMTU(&skepv1.OverlayNetwork{Encrypted: true}, 8950)},
+	} {
+		n := &skepv1.OverlayNetwork{Id: "n", Encrypted: c.encrypted, Mtu: c.says}
+		d.want.Merge(&skepv1.NetworkUpdate{Complete: true, Node: &skepv1.LocalNode{Id: "x", Gossip: c.gossip}, Networks: []*skepv1.OverlayNetwork{n}})
+		if got := d.insideMTU(n, c.vxlan); got != c.want {
+			t.Errorf("%+v: MTU %d", c, got)
+		}
+	}
 }

@@ -123,7 +123,7 @@ func (d *Dataplane) ensureMeshLinks(m, f *fabric, bridge int, addr netip.Prefix,
 	if err != nil {
 		return err
 	}
-	mtu = insideMTU(d.want.Ingress(), mtu)
+	mtu = d.insideMTU(d.want.Ingress(), mtu)
 	if x.repair {
 		if err := d.claimHop(); err != nil {
 			return err

@@ -199,7 +199,7 @@ func (d *Dataplane) ensureSandbox(s *sandbox, x *drift) error {
 		if n == nil {
 			continue // removed while in use: the container keeps what it has
 		}
-		p := port{sandbox: s, overlay: o, name: s.interfaceOf(o.NetworkID), vni: netplan.VNI(n, o.Address.Addr()), mtu: insideMTU(n, underlay)}
+		p := port{sandbox: s, overlay: o, name: s.interfaceOf(o.NetworkID), vni: netplan.VNI(n, o.Address.Addr()), mtu: d.insideMTU(n, underlay)}
 		if err := p.ensure(d.fabricOf(n), ns, h, x); err != nil {
 			errs = append(errs, fmt.Errorf("connect to network %s: %w", n.GetName(), err))
 		}

@@ -211,6 +211,23 @@ func insideMTU(n *skepv1.OverlayNetwork, vxlan int) int {
 	return vxlan
 }
 
+// enginesExtra is what Docker Engines leave for VXLAN.
+const enginesExtra = 50
+
+// insideMTU returns the MTU in a network on this node. Docker Engines take it from what the
+// network says is between nodes, 1500 if it says nothing: what is larger would not arrive there.
+func (d *Dataplane) insideMTU(n *skepv1.OverlayNetwork, vxlan int) int {
+	mtu := insideMTU(n, vxlan)
+	if isBridge(n) || !d.want.Shared(n.GetId()) {
+		return mtu
+	}
+	engines := plainMTU
+	if n.GetMtu() != 0 {
+		engines = int(n.GetMtu())
+	}
+	return min(mtu, engines-enginesExtra)
+}
+
 // ensureNetwork makes or mends bridge and VXLAN device of each segment of a network.
 // Callers hold mu.
 func (d *Dataplane) ensureNetwork(f *fabric, n *skepv1.OverlayNetwork, x *drift) error {
@@ -228,7 +245,7 @@ func (d *Dataplane) ensureNetwork(f *fabric, n *skepv1.OverlayNetwork, x *drift)
 		}
 		want.Port = model.ESPPort
 	}
-	want.MTU = insideMTU(n, mtu)
+	want.MTU = d.insideMTU(n, mtu)
 	return f.ensureSegments(n, want, x)
 }
 
