@@ -12,6 +12,7 @@ import (
 	"github.com/anishathalye/porcupine"
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/core/model"
 	"github.com/skep-dev/skep/core/store"
 )
@@ -127,29 +128,54 @@ func TestReadWithoutQuorum(t *testing.T) {
 	})
 }
 
-// TestReadsShareRounds: reads at one time cost two rounds of heartbeats at most, one for the
-// first of them and one for the others.
+// TestReadsShareRounds: reads at one time cost two rounds of heartbeats, one for the first of
+// them and one for the others.
 func TestReadsShareRounds(t *testing.T) {
 	inBubble(t, 3, func(t *testing.T, s *testSwarm) {
 		leader := s.leader()
-		rounds := func() (n uint64) {
-			if err := leader.call(t.Context(), func(m *member) { n = m.reads.number }); err != nil {
-				t.Fatal(err)
+		var before, after uint64
+		done := make(chan error, 100)
+		if err := leader.call(t.Context(), func(m *member) {
+			before = m.reads.number
+			for range cap(done) {
+				m.read(done)
 			}
-			return n
+		}); err != nil {
+			t.Fatal(err)
 		}
-		before := rounds()
-		var readers sync.WaitGroup
-		for range 100 {
-			readers.Go(func() {
-				if _, err := leader.Read(t.Context()); err != nil {
-					t.Error(err)
-				}
-			})
+		for range cap(done) {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
 		}
-		readers.Wait()
-		if n := rounds() - before; n == 0 || n > 2 {
-			t.Errorf("100 reads took %d rounds of heartbeats", n)
+		if err := leader.call(t.Context(), func(m *member) { after = m.reads.number }); err != nil {
+			t.Fatal(err)
+		}
+		if after-before != 2 {
+			t.Errorf("%d reads took %d rounds of heartbeats", cap(done), after-before)
+		}
+	})
+}
+
+// TestAnswersFromOutside: a manager cannot answer another's reads for it, nor end it with an
+// answer that is none.
+func TestAnswersFromOutside(t *testing.T) {
+	inBubble(t, 3, func(t *testing.T, s *testSwarm) {
+		leader, other := s.leader(), s.followers()[0]
+		conn, err := s.dialFrom(other.addr, other.id)(t.Context(), leader.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		to, from := leader.members.Load().self, other.members.Load().self
+		for _, kind := range []raftpb.MessageType{raftpb.MsgProp, raftpb.MsgReadIndex, raftpb.MsgReadIndexResp} {
+			msg := &raftpb.Message{Type: kind.Enum(), To: &to, From: &from, Entries: []*raftpb.Entry{{Data: []byte("x")}}}
+			if _, err := api.NewRaftClient(conn).ProcessRaftMessage(t.Context(), &api.ProcessRaftMessageRequest{Message: msg}); err != nil {
+				t.Error(err)
+			}
+		}
+		if _, err := leader.Read(t.Context()); err != nil {
+			t.Error(err)
 		}
 	})
 }

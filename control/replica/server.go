@@ -105,7 +105,7 @@ func (r *Replica) receive(ctx context.Context, msg *raftpb.Message) error {
 	if err := r.checkSender(ctx, ros, msg.GetFrom()); err != nil {
 		return err
 	}
-	if msg.GetTo() != ros.self || msg.GetType() == raftpb.MsgProp {
+	if msg.GetTo() != ros.self || inProcess(msg.GetType()) {
 		return nil
 	}
 	if err := r.learn(ctx, ros, msg.GetFrom()); err != nil {
@@ -122,6 +122,12 @@ func (r *Replica) receive(ctx context.Context, msg *raftpb.Message) error {
 	case <-r.stopped:
 		return status.Error(codes.Unavailable, errStopped.Error())
 	}
+}
+
+// inProcess reports whether a message is only what a leader tells itself: it is asked by RPC to
+// write and to read.
+func inProcess(t raftpb.MessageType) bool {
+	return t == raftpb.MsgProp || t == raftpb.MsgReadIndex || t == raftpb.MsgReadIndexResp
 }
 
 // checkSender refuses messages that come from another node than the member's: else a
