@@ -17,7 +17,7 @@ func TestInteropGossip(t *testing.T) {
 	}
 	s.join(t, "d1", "m1", "worker")
 	s.wantPeers(t, "m1", "w1", "d1")
-	eventually(t, 20*time.Second, "the engine's kernel knows the way to Skep's nodes", func() string {
+	eventually(t, 40*time.Second, "the engine's kernel knows the way to Skep's nodes", func() string {
 		out := e.overlay(t, s.networkID(t, "ingress"), "bridge", "fdb")
 		for _, name := range []string{"m1", "w1"} {
 			if !strings.Contains(out, "dst "+s.node(t, name).Addr+" ") {
