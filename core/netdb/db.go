@@ -23,6 +23,15 @@ type DB struct {
 	refused                  uint64
 }
 
+// follow raises a clock to a time that was heard, unless nobody can have counted that far.
+func follow(clock *uint64, heard uint64) bool {
+	if heard > *clock && heard-*clock > maxStep {
+		return false
+	}
+	*clock = max(*clock, heard)
+	return true
+}
+
 type standing int
 
 const (
@@ -74,30 +83,52 @@ func New(self string, epoch uint64) *DB {
 }
 
 // NodeUp takes over that the transport found a node, or has it back. Another node at the same
-// address is its former process, and has left.
+// address is one's former process: if the transport has lost it, it has left. If it has both for
+// alive it may tell of the older one last, so the other is out of reach until one is lost or
+// speaks.
 func (d *DB) NodeUp(name, addr string, now time.Time) {
 	if name == d.self {
 		return
 	}
-	for other, n := range d.nodes {
-		if n.addr == addr && other != name {
-			n.addr, n.listed = "", false
-			d.nodeLeft(other, n, now)
-		}
-	}
 	n := d.nodes[name]
 	if n == nil {
-		if len(d.nodes) >= maxNodes || len(name) > maxName {
+		if len(name) > maxName || len(d.nodes) >= maxNodes && !d.evict() {
 			d.refused++
 			return
 		}
 		n = &node{networks: map[string]*attachment{}}
 		d.nodes[name] = n
 	}
+	for other, o := range d.nodes {
+		switch {
+		case o.addr != addr || o == n:
+		case !o.listed:
+			d.nodeLeft(other, o, now)
+		case o.standing == active:
+			o.standing, o.since = failed, now
+		}
+	}
 	n.addr, n.listed, n.standing = addr, true, active
 }
 
-// NodeDown takes over that the transport lost a node.
+// evict forgets the node that has been gone for longest, and reports whether there was one.
+func (d *DB) evict() bool {
+	var oldest string
+	for name, n := range d.nodes {
+		if o := d.nodes[oldest]; !n.listed && n.standing != active && (o == nil || n.standing > o.standing || n.standing == o.standing && n.since.Before(o.since)) {
+			oldest = name
+		}
+	}
+	if oldest == "" {
+		return false
+	}
+	d.nodeLeft(oldest, d.nodes[oldest], d.nodes[oldest].since)
+	delete(d.nodes, oldest)
+	return true
+}
+
+// NodeDown takes over that the transport lost a node. One that is left at its address is the
+// only one there.
 func (d *DB) NodeDown(name string, now time.Time) {
 	n := d.nodes[name]
 	if n == nil {
@@ -106,6 +137,15 @@ func (d *DB) NodeDown(name string, now time.Time) {
 	n.listed = false
 	if n.standing == active {
 		n.standing, n.since = failed, now
+	}
+	for other, o := range d.nodes {
+		if o.addr != n.addr || other == name || !o.listed {
+			continue
+		}
+		if o.standing == failed {
+			o.standing = active
+		}
+		d.nodeLeft(name, n, now)
 	}
 }
 
@@ -125,12 +165,12 @@ func (d *DB) nodeLeft(name string, n *node, now time.Time) {
 func (d *DB) Failed() []string {
 	var out []string
 	for _, n := range d.nodes {
-		if n.standing == failed && n.addr != "" {
+		if n.standing == failed && !n.listed {
 			out = append(out, n.addr)
 		}
 	}
 	slices.Sort(out)
-	return out
+	return slices.Compact(out)
 }
 
 // Members returns the names of the other nodes in a network, sorted.
@@ -177,7 +217,10 @@ func (d *DB) nodeEvent(kind networkdb.NodeEvent_Type) Broadcast {
 
 // hearNode takes a node event over and reports whether others shall hear of it.
 func (d *DB) hearNode(e *networkdb.NodeEvent, now time.Time) bool {
-	d.networkClock = max(d.networkClock, e.GetLTime())
+	if !follow(&d.networkClock, e.GetLTime()) {
+		d.refused++
+		return false
+	}
 	n := d.nodes[e.GetNodeName()]
 	if n == nil || !n.listed || e.GetLTime() <= n.time {
 		return false
@@ -220,10 +263,10 @@ func (d *DB) Reap(now time.Time) {
 				d.attachments--
 			}
 		}
-		if n.standing == failed && now.Sub(n.since) >= failedRowsAge {
+		if n.standing == failed && !n.listed && now.Sub(n.since) >= failedRowsAge {
 			d.nodeLeft(name, n, n.since)
 		}
-		if n.standing == left && now.Sub(n.since) >= goneAge {
+		if n.standing == left && !n.listed && now.Sub(n.since) >= goneAge {
 			delete(d.nodes, name)
 		}
 	}

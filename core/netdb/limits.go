@@ -5,7 +5,8 @@ import "time"
 // What others can make a node remember. What is beyond is ignored and counted (Stats.Refused),
 // and told again by bulk synchronization once there is room.
 const (
-	// maxNodes bounds the other nodes that are remembered, those that left included.
+	// maxNodes bounds the other nodes that are remembered, those that left included, which make
+	// room first.
 	maxNodes = 1 << 14
 	// maxAttachments bounds the attachments of all other nodes to networks.
 	maxAttachments = 1 << 18
@@ -15,17 +16,22 @@ const (
 	maxBytes = 128 << 20
 	// maxRelays bounds, in each network, the events of others that wait to be passed on.
 	maxRelays = 4096
-	// maxSync bounds the rows in a bulk synchronization: what others than the sender published is
-	// left out beyond. Receivers take no messages of more than 20 MiB.
+	// maxSync bounds the rows in a bulk synchronization and the attachments in a State: what others
+	// than the sender published is left out beyond. Receivers take no messages of more than 20 MiB.
 	maxSync = 16 << 20
 	// maxName bounds names and ids, maxValue the value of a row.
 	maxName  = 256
-	maxValue = 64 << 10
+	maxValue = 16 << 10
 	// maxTime bounds the clocks: a node that hears a greater time ignores the message, since
 	// following it would leave nothing to count up to.
 	maxTime = 1 << 62
+	// maxStep bounds what one message can raise a clock by. Clocks begin at zero or at the
+	// seconds since 1970.
+	maxStep = 1 << 40
 	// rowOverhead is what a row takes beside its key and value.
 	rowOverhead = 200
+	// entryOverhead is what an attachment takes in a State beside its names.
+	entryOverhead = 24
 )
 
 // How long things are remembered, as Docker's nodes do.

@@ -223,10 +223,81 @@ func TestReplaced(t *testing.T) {
 	c.join("a", "net")
 	c.nodes["a"].Set("net", []Row{testRow("k", "1")}, c.now)
 	c.join("b", "net")
-	c.nodes["b"].NodeUp("a2", "a:7946", c.now)
+	b := c.nodes["b"]
+	b.NodeUp("a2", "a:7946", c.now)
 	c.want(t, "b", "net", "")
-	if f := c.nodes["b"].Failed(); len(f) != 0 {
+	b.NodeDown("a", c.now)
+	if f := b.Failed(); len(f) != 0 {
 		t.Errorf("failed are %v", f)
+	}
+	if b.count != 0 {
+		t.Errorf("%d rows are left", b.count)
+	}
+}
+
+// TestReplacedInAnyOrder: the older of two processes at one address, of which the transport
+// tells last, does not take the place of the one that lives.
+func TestReplacedInAnyOrder(t *testing.T) {
+	c := newCluster("a", "b")
+	c.join("a", "net")
+	c.nodes["a"].Set("net", []Row{testRow("k", "1")}, c.now)
+	c.join("b", "net")
+	b := c.nodes["b"]
+	b.NodeUp("old", "a:7946", c.now)
+	c.want(t, "b", "net", "")
+	if f := b.Failed(); len(f) != 0 {
+		t.Errorf("failed are %v", f)
+	}
+	b.Reap(c.now.Add(goneAge)) // forgets none that the transport has for alive
+	c.tell("b", c.nodes["a"].Announce().Msg)
+	c.want(t, "b", "net", "a:k=1")
+
+	b.NodeUp("old", "a:7946", c.now)
+	c.want(t, "b", "net", "")
+	b.NodeDown("old", c.now)
+	c.want(t, "b", "net", "a:k=1")
+}
+
+// TestManyNodes: nodes that are gone make room for new ones.
+func TestManyNodes(t *testing.T) {
+	d := New("a", 1)
+	for i := range maxNodes {
+		d.nodes[fmt.Sprint("n", i)] = &node{addr: fmt.Sprint(i), listed: true}
+	}
+	d.NodeUp("one more", "more", begin())
+	if len(d.nodes) != maxNodes || d.refused != 1 {
+		t.Errorf("%d nodes, %d refused", len(d.nodes), d.refused)
+	}
+	d.NodeDown("n7", begin())
+	d.NodeDown("n8", begin().Add(-time.Hour))
+	d.NodeUp("one more", "more", begin())
+	if len(d.nodes) != maxNodes || d.nodes["one more"] == nil || d.nodes["n8"] != nil {
+		t.Errorf("%d nodes, n8 is %v", len(d.nodes), d.nodes["n8"])
+	}
+}
+
+// TestClocks: one message raises a clock by no more than anybody can have counted.
+func TestClocks(t *testing.T) {
+	c := newCluster("a", "b")
+	c.join("a", "net")
+	c.join("b", "net")
+	b := c.nodes["b"]
+	network, table := b.networkClock, b.tableClock
+	for _, m := range []struct {
+		kind networkdb.MessageType
+		m    proto.Message
+	}{
+		{networkdb.MessageType_NODE_EVENT, &networkdb.NodeEvent{Type: networkdb.NodeEvent_JOIN, LTime: maxTime - 1, NodeName: "a"}},
+		{networkdb.MessageType_NETWORK_EVENT, &networkdb.NetworkEvent{Type: networkdb.NetworkEvent_JOIN, LTime: maxTime - 1, NodeName: "a", NetworkId: "other"}},
+		{networkdb.MessageType_TABLE_EVENT, &networkdb.TableEvent{Type: networkdb.TableEvent_CREATE, LTime: maxTime - 1, NodeName: "a", NetworkId: "net", TableName: "t", Key: "k"}},
+		{networkdb.MessageType_BULK_SYNC, &networkdb.BulkSyncMessage{LTime: maxTime - 1, NodeName: "a", Unsolicited: true}},
+	} {
+		if _, err := b.Receive(encode(m.kind, m.m), c.now); err != nil {
+			t.Errorf("%s: %v", m.kind, err)
+		}
+	}
+	if b.networkClock != network || b.tableClock != table || b.refused != 4 {
+		t.Errorf("the clocks are %d and %d, %d refused", b.networkClock, b.tableClock, b.refused)
 	}
 }
 
@@ -416,7 +487,7 @@ func TestLargeSync(t *testing.T) {
 	c := newCluster("a", "b")
 	c.join("a", "net")
 	c.join("b", "net")
-	big := make([]Row, 300)
+	big := make([]Row, 1200)
 	for i := range big {
 		big[i] = Row{"t", fmt.Sprint("a", i), make([]byte, maxValue)}
 	}

@@ -42,7 +42,10 @@ func (d *DB) networkEvent(kind networkdb.NetworkEvent_Type, network string) Broa
 
 // hearNetwork takes a network event over and reports whether others shall hear of it.
 func (d *DB) hearNetwork(e *networkdb.NetworkEvent, now time.Time) bool {
-	d.networkClock = max(d.networkClock, e.GetLTime())
+	if !follow(&d.networkClock, e.GetLTime()) {
+		d.refused++
+		return false
+	}
 	n := d.nodes[e.GetNodeName()]
 	if n == nil {
 		return false
@@ -93,7 +96,11 @@ func (d *DB) State(join bool) []byte {
 		}
 	}
 	p := &networkdb.NetworkPushPull{LTime: d.networkClock, NodeName: d.self}
+	size := 0
 	add := func(name, id string, time uint64, leaving bool) {
+		if size += len(name) + len(id) + entryOverhead; size > maxSync {
+			return
+		}
 		p.Networks = append(p.Networks, &networkdb.NetworkEntry{NetworkId: id, LTime: time, NodeName: name, Leaving: leaving})
 	}
 	for _, id := range d.Networks() {

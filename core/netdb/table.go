@@ -74,7 +74,10 @@ func (d *DB) publish(network string, k rowKey, kind networkdb.TableEvent_Type, v
 
 // hearRow takes a table event over; syncing says that it came by bulk synchronization.
 func (d *DB) hearRow(e *networkdb.TableEvent, syncing bool, now time.Time) {
-	d.tableClock = max(d.tableClock, e.GetLTime())
+	if !follow(&d.tableClock, e.GetLTime()) {
+		d.refused++
+		return
+	}
 	network, k := e.GetNetworkId(), rowKey{e.GetTableName(), e.GetKey()}
 	m, had := d.mine[network], d.rows[network][rowKey{e.GetTableName(), e.GetKey()}]
 	switch {
@@ -230,6 +233,9 @@ func (d *DB) dropRows(network, owner string) {
 	for k, r := range d.rows[network] {
 		if r.owner == owner {
 			d.removeRow(network, k)
+			if m := d.mine[network]; m != nil {
+				delete(m.queue, k)
+			}
 		}
 	}
 }
@@ -301,7 +307,10 @@ func (d *DB) Receive(msg []byte, now time.Time) (Answer, error) {
 			d.hearEvent(one.GetPayload(), false, now)
 		}
 	case *networkdb.BulkSyncMessage:
-		d.tableClock = max(d.tableClock, m.GetLTime())
+		if !follow(&d.tableClock, m.GetLTime()) {
+			d.refused++
+			return a, nil
+		}
 		for _, one := range decodeCompound(m.GetPayload()) {
 			d.hearEvent(one, true, now)
 		}

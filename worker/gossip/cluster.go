@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -26,11 +27,14 @@ const (
 	// maxMembers bounds the nodes that memberlist takes for alive, maxName their names.
 	maxMembers = 1 << 14
 	maxName    = 256
-	// maxAnswers is how many bulk synchronizations are answered at once; further ones are not,
-	// and whoever asked tries another node or asks again.
+	// maxAnswers is how many bulk synchronizations are answered at once; further ones wait, one
+	// for each node that asked.
 	maxAnswers = 8
-	// maxEarly bounds the nodes that asked before they are known. More are forgotten, all.
+	// maxEarly bounds the nodes that asked before they are known, of which more are all
+	// forgotten, and those that wait, of which more are not answered. earlyAge is how long the
+	// former are remembered.
 	maxEarly = 256
+	earlyAge = 30 * time.Second
 	// gossipNodes is how many members of a network hear of its events at a time.
 	gossipNodes = 3
 	// syncTries is how many members of a network are asked in turn when rows are compared.
@@ -76,9 +80,11 @@ type cluster struct {
 	waiting map[string][]*asked
 	// early are bulk synchronizations of nodes that are not known yet, by node: they are
 	// answered when it is.
-	early map[string]*netdb.Sync
+	early map[string]early
+	// late are those that wait for others to be answered, by node.
+	late map[string]*netdb.Sync
 	// fresh are networks whose members are to be asked for all rows, with the event by which
-	// this node joined, which may be empty.
+	// this node joined.
 	fresh map[string]netdb.Broadcast
 }
 
@@ -99,7 +105,7 @@ func (g *Gossip) open(ctx context.Context, w wish) (*cluster, error) {
 	c := &cluster{
 		log: g.cfg.Log, name: w.session.name(), keyring: keyring, answers: make(chan struct{}, maxAnswers), end: end,
 		db: netdb.New(w.session.name(), uint64(time.Now().Unix())), members: map[string]*memberlist.Node{}, waiting: map[string][]*asked{},
-		early: map[string]*netdb.Sync{},
+		early: map[string]early{}, late: map[string]*netdb.Sync{},
 		fresh: map[string]netdb.Broadcast{},
 	}
 	c.broadcasts = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmitMult, NumNodes: func() int { return int(c.size.Load()) + 1 }}
@@ -124,10 +130,9 @@ func (g *Gossip) open(ctx context.Context, w wish) (*cluster, error) {
 const retransmitMult = 4
 
 // run does what a member does until ctx ends or this node shall be no member, or another.
-func (c *cluster) run(whole context.Context, wished func() wish) error {
+func (c *cluster) run(whole context.Context, first wish, wished func() wish) error {
 	group, ctx := errgroup.WithContext(whole)
 	defer context.AfterFunc(ctx, c.end)()
-	first := wished()
 	moved := errors.New("another session")
 	var left atomic.Bool
 	freshen := make(chan struct{}, 1)
@@ -154,7 +159,7 @@ func (c *cluster) run(whole context.Context, wished func() wish) error {
 			}
 		}
 	})
-	group.Go(func() error { return c.rejoin(ctx, peers, freshen) })
+	group.Go(func() error { return c.rejoin(ctx, peers) })
 	group.Go(func() error { return c.syncFresh(ctx, freshen) })
 	group.Go(func() error {
 		return every(ctx, gossipEvery, func() {
@@ -270,18 +275,6 @@ func (c *cluster) peersOf(w wish) []netip.Addr {
 	return slices.Compact(all)
 }
 
-// freshen has all members of all networks asked for all rows: there may be ones that this node
-// did not know when it joined those.
-func (c *cluster) freshen() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, id := range c.db.Networks() {
-		if _, asks := c.fresh[id]; !asks {
-			c.fresh[id] = netdb.Broadcast{}
-		}
-	}
-}
-
 // isFresh reports whether there are members to ask for all rows.
 func (c *cluster) isFresh() bool {
 	c.mu.Lock()
@@ -294,8 +287,27 @@ func (c *cluster) isFresh() bool {
 	return false
 }
 
-// rejoin joins the peers that are not in reach, again and again, and pokes found then.
-func (c *cluster) rejoin(ctx context.Context, peers <-chan []netip.Addr, found chan struct{}) error {
+// memberAt returns the name of the member at an address, and the networks that both are in.
+func (c *cluster) memberAt(addr string) (name string, common map[string][]byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	common = map[string][]byte{}
+	for name, n := range c.members {
+		if n.Address() != addr {
+			continue
+		}
+		for _, id := range c.db.Common(name) {
+			common[id] = nil
+		}
+		if len(common) > 0 {
+			return name, common
+		}
+	}
+	return "", nil
+}
+
+// rejoin joins the peers that are not in reach, again and again, and compares rows with each.
+func (c *cluster) rejoin(ctx context.Context, peers <-chan []netip.Addr) error {
 	var known []netip.Addr
 	pause := rejoinFirst
 	timer := time.NewTimer(0)
@@ -320,8 +332,9 @@ func (c *cluster) rejoin(ctx context.Context, peers <-chan []netip.Addr, found c
 				continue
 			}
 			c.pass(c.announce())
-			c.freshen()
-			poke(found)
+			if name, common := c.memberAt(netip.AddrPortFrom(a, Port).String()); len(common) > 0 {
+				c.tasks.Go(func() { c.askAll(ctx, name, common) })
+			}
 		}
 		timer.Reset(pause)
 		pause = min(2*pause, rejoinLast)
@@ -354,19 +367,8 @@ func (c *cluster) callBack(ctx context.Context) {
 		return
 	}
 	c.pass(c.announce())
-	c.mu.Lock()
-	var back string
-	for name, n := range c.members {
-		if n.Address() == addr {
-			back = name
-		}
-	}
-	common := c.db.Common(back)
-	c.mu.Unlock()
-	if len(common) > 0 {
-		if err := c.sync(ctx, back, common, syncWait); err != nil {
-			c.log.Debug("gossip tables not compared", slog.String("with", back), slog.Any("error", err))
-		}
+	if name, common := c.memberAt(addr); len(common) > 0 {
+		c.askAll(ctx, name, common)
 	}
 }
 
@@ -398,7 +400,9 @@ func (c *cluster) gossip() {
 func (c *cluster) reap() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.db.Reap(time.Now())
+	now := time.Now()
+	c.db.Reap(now)
+	maps.DeleteFunc(c.early, func(_ string, e early) bool { return now.Sub(e.at) > earlyAge })
 }
 
 func (c *cluster) others(network string) []netdb.Published {

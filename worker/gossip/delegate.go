@@ -77,12 +77,13 @@ func (c *cluster) NotifyJoin(n *memberlist.Node) {
 	if n.Name == c.name {
 		return
 	}
-	c.members[n.Name] = n
+	known := *n // memberlist changes its own
+	c.members[n.Name] = &known
 	c.size.Store(int64(len(c.members)))
 	c.db.NodeUp(n.Name, n.Address(), time.Now())
-	if s := c.early[n.Name]; s != nil {
+	if e, asked := c.early[n.Name]; asked {
 		delete(c.early, n.Name)
-		c.respond(s)
+		c.respond(e.sync)
 	}
 }
 
@@ -100,7 +101,8 @@ func (c *cluster) NotifyUpdate(n *memberlist.Node) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.members[n.Name] != nil {
-		c.members[n.Name] = n
+		known := *n
+		c.members[n.Name] = &known
 	}
 }
 

@@ -183,21 +183,35 @@ func (g *Gossip) Run(ctx context.Context) error {
 			}
 			continue
 		}
+		begun := time.Now()
 		err := g.takePart(ctx, w)
 		if err == nil || ctx.Err() != nil {
 			pause = againFirst
 			continue
 		}
-		g.cfg.Log.Error("gossip with Docker Engines failed, trying again: they do not hear of this node's endpoints", slog.Any("error", err))
-		again := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-		case <-again.C:
+		if time.Since(begun) > againLast {
+			pause = againFirst // it had worked
 		}
-		again.Stop()
+		g.cfg.Log.Error("gossip with Docker Engines failed, trying again: they do not hear of this node's endpoints", slog.Any("error", err))
+		g.rest(ctx, w, pause)
 		pause = min(2*pause, againLast)
 	}
 	return nil
+}
+
+// rest waits for a time, or until this node shall not take part as it tried to.
+func (g *Gossip) rest(ctx context.Context, tried wish, pause time.Duration) {
+	again := time.NewTimer(pause)
+	defer again.Stop()
+	for w := tried; w.on() && w.session.equal(tried.session); w = g.wish() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-again.C:
+			return
+		case <-w.changed:
+		}
+	}
 }
 
 // takePart is a member of the cluster until ctx ends or it shall not be one, or not so.
@@ -208,7 +222,7 @@ func (g *Gossip) takePart(ctx context.Context, w wish) error {
 	}
 	g.setCurrent(c)
 	g.cfg.Log.Info("gossip with Docker Engines begins", slog.String("name", w.session.name()), slog.Any("address", w.session.Advertise))
-	err = c.run(ctx, g.wish)
+	err = c.run(ctx, w, g.wish)
 	g.setCurrent(nil)
 	g.cfg.Log.Info("gossip with Docker Engines ends")
 	return err

@@ -166,10 +166,16 @@ func (c *cluster) answer(s *netdb.Sync) {
 	if len(c.early) >= maxEarly { // who has not come by now may ask again
 		clear(c.early)
 	}
-	c.early[s.From] = s
+	c.early[s.From] = early{s, time.Now()}
 }
 
-// respond does so unless too many ask. Callers hold mu.
+// early is a bulk synchronization of a node that is not known yet.
+type early struct {
+	sync *netdb.Sync
+	at   time.Time
+}
+
+// respond answers, or has it done when others have been. Callers hold mu.
 func (c *cluster) respond(s *netdb.Sync) {
 	if c.closed {
 		return
@@ -177,17 +183,36 @@ func (c *cluster) respond(s *netdb.Sync) {
 	select {
 	case c.answers <- struct{}{}:
 	default:
+		if c.late[s.From] != nil || len(c.late) < maxEarly {
+			c.late[s.From] = s
+		}
 		return
 	}
 	c.tasks.Go(func() {
 		defer func() { <-c.answers }()
-		c.mu.Lock()
-		msg, _ := c.db.Sync(s.Networks, false, time.Now())
-		c.mu.Unlock()
-		if err := c.send(s.From, msg); err != nil {
-			c.log.Debug("gossip tables not sent", slog.String("to", s.From), slog.Any("error", err))
+		for s != nil {
+			c.mu.Lock()
+			msg, _ := c.db.Sync(s.Networks, false, time.Now())
+			c.mu.Unlock()
+			if err := c.send(s.From, msg); err != nil {
+				c.log.Debug("gossip tables not sent", slog.String("to", s.From), slog.Any("error", err))
+			}
+			s = c.takeLate()
 		}
 	})
+}
+
+// takeLate returns an answer that waits to be given, nil without any.
+func (c *cluster) takeLate() *netdb.Sync {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name, s := range c.late {
+		delete(c.late, name)
+		if !c.closed {
+			return s
+		}
+	}
+	return nil
 }
 
 // send sends a message to a node over a connection.
