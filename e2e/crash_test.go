@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+	"github.com/vishvananda/netlink"
 )
 
 // crashTime is how long TestCrash kills managers; the environment variable
@@ -31,8 +32,8 @@ import (
 const crashTime = 5 * time.Minute
 
 // TestCrash kills the daemons of three managers with SIGKILL, one, two or all of them at
-// any moment, or stops one for a while, that goes on as if it still led, while clients create, change, read and remove configs through all managers'
-// Docker API. Then it checks that the history of every config is linearizable: no
+// any moment, or takes one's network away for a while, while clients create, change, read
+// and remove configs through all managers' Docker API. Then it checks that the history of every config is linearizable: no
 // acknowledged write is lost, none happens twice, no reader sees the past.
 func TestCrash(t *testing.T) {
 	duration := crashTime
@@ -82,7 +83,7 @@ func (s *swarm) killLoop(t *testing.T, d time.Duration, h *history) int {
 		}
 		time.Sleep(rand.N(time.Second)) // any moment
 		if rand.IntN(3) == 0 {
-			s.pause(t, names[rand.IntN(len(names))], h)
+			s.cutOff(t, names[rand.IntN(len(names))], h)
 			continue
 		}
 		victims := slices.Clone(names)
@@ -102,21 +103,48 @@ func (s *swarm) killLoop(t *testing.T, d time.Duration, h *history) int {
 	}
 }
 
-// pause stops a manager long enough for the others to elect a leader, so that it wakes up
-// to what clients asked it meanwhile.
-func (s *swarm) pause(t *testing.T, name string, h *history) {
+// cutOff takes a manager's network away for long enough that the others elect a leader, if
+// it leads, while clients still ask it.
+func (s *swarm) cutOff(t *testing.T, name string, h *history) {
 	t.Helper()
 	s.refresh(t)
-	pid := s.node(t, name).PID
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatalf("stop %s: %v", name, err)
+	err := inside(netnsOf(s.node(t, name).PID), func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		routes, err := netlink.RouteList(link, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetDown(link); err != nil {
+			return err
+		}
+		t.Logf("%.3f %s cut off", time.Since(h.begin).Seconds(), name)
+		time.Sleep(rand.N(4 * time.Second))
+		if err := netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+		for _, a := range addrs { // those that went with the link
+			if err := netlink.AddrReplace(link, &a); err != nil {
+				return err
+			}
+		}
+		for _, r := range routes {
+			if err := netlink.RouteReplace(&r); err != nil {
+				return err
+			}
+		}
+		t.Logf("%.3f %s is back", time.Since(h.begin).Seconds(), name)
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("cut %s off: %v", name, err)
 	}
-	t.Logf("%.3f %s paused", time.Since(h.begin).Seconds(), name)
-	time.Sleep(rand.N(4 * time.Second))
-	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
-		t.Fatalf("continue %s: %v", name, err)
-	}
-	t.Logf("%.3f %s goes on", time.Since(h.begin).Seconds(), name)
 }
 
 // What clients do to the config of one name. Every label is written once.
