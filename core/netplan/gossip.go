@@ -113,6 +113,9 @@ func (s *State) peerRow(e *endpoint) netdb.Row {
 
 // endpointRow is what an endpoint is called, and which service it belongs to.
 func (s *State) endpointRow(e *endpoint, names []string, state *said) netdb.Row {
+	if e.GetServiceId() != "" { // the aliases are the service's, which may have an address of its own
+		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return slices.Contains(e.GetAliases(), n) })
+	}
 	r := &networkdb.EndpointRecord{
 		Name: e.GetName(), ServiceId: e.GetServiceId(), EndpointIp: e.v4.String(), Aliases: e.GetAliases(), TaskAliases: names,
 	}

@@ -46,7 +46,7 @@ func gossiping() *State {
 func here() []Attached {
 	var out []Attached
 	for i := range 4 {
-		out = append(out, Attached{fmt.Sprintf("n%d", i), netip.AddrFrom4([4]byte{10, 0, byte(i), 3}), []string{"0123456789ab"}})
+		out = append(out, Attached{fmt.Sprintf("n%d", i), netip.AddrFrom4([4]byte{10, 0, byte(i), 3}), []string{"0123456789ab", "s1-too"}})
 	}
 	return append(out, Attached{"n1", netip.MustParseAddr("10.0.1.6"), nil}, Attached{"n1", netip.MustParseAddr("10.0.1.99"), nil}, Attached{"n9", netip.MustParseAddr("10.0.9.1"), nil})
 }

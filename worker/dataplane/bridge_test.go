@@ -27,6 +27,24 @@ func onBridge(t *testing.T, n *labNode, id, name string, wanted ...netip.Addr) r
 	return s
 }
 
+// TestNetworksOfOneNodeAreNotGossiped: Docker Engines have no part in them.
+func TestNetworksOfOneNodeAreNotGossiped(t *testing.T) {
+	l := newLab(t, 1)
+	n := l.nodes[0]
+	if _, err := n.CreateBridge(t.Context(), network.CreateRequest{Name: "mine"}); err != nil {
+		t.Fatal(err)
+	}
+	onBridge(t, n, "one", "mine")
+	n.version++
+	if err := n.Apply(t.Context(), &skepv1.NetworkUpdate{Complete: true, Version: n.version, Node: &skepv1.LocalNode{Id: n.id, DataAddr: n.addr.String(), Gossip: true}}); err != nil {
+		t.Fatal(err)
+	}
+	var p netplan.Publisher
+	if rows, _ := n.rows(&p); rows.NodeID != n.id || len(rows.Networks) > 0 {
+		t.Errorf("published %v", rows)
+	}
+}
+
 // TestNetworksOfOneNode connects containers to a bridge of their own, without any swarm, and
 // keeps it over what the managers say and over a restart.
 func TestNetworksOfOneNode(t *testing.T) {

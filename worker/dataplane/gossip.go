@@ -49,6 +49,9 @@ func (d *Dataplane) rows(p *netplan.Publisher) (gossip.Rows, <-chan struct{}) {
 	for _, id := range sortedKeys(d.sandboxes) {
 		s := d.sandboxes[id]
 		for _, o := range s.Overlays {
+			if d.bridges[o.NetworkID] != nil {
+				continue // a network of this node alone
+			}
 			names := slices.Concat([]string{id[:min(len(id), 12)], s.Hostname}, o.Aliases)
 			names = slices.DeleteFunc(names, func(name string) bool { return name == "" })
 			slices.Sort(names)
