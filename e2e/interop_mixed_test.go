@@ -244,12 +244,13 @@ func mixedContainers(t *testing.T, s *swarm, _ *dockerEngine) {
 
 // mixedRefused: what Docker Engines cannot take part in is said by name.
 func mixedRefused(t *testing.T, s *swarm, _ *dockerEngine) {
-	s.docker(t, "m1", "network", "create", "--driver", "overlay", "--opt", "encrypted", "sealed")
-	s.docker(t, "m1", "network", "create", "--driver", "overlay", "--ipv6", "--subnet", "fd00:5::/64", "six")
+	s.docker(t, "m1", "network", "create", "--driver", "overlay", "--attachable", "--opt", "encrypted", "sealed")
+	s.docker(t, "m1", "network", "create", "--driver", "overlay", "--attachable", "--ipv6", "--subnet", "fd00:5::/64", "six")
 	for network, why := range map[string]string{"sealed": "is encrypted", "six": "has IPv6"} {
 		s.greet(t, "on-"+network, append(on("d1"), "--network", network)...)
 		s.wantPending(t, "m1", "on-"+network, "network "+network+" "+why+" and does not reach 1 node with Docker Engine")
 		s.docker(t, "m1", "service", "rm", "on-"+network)
+		s.refused(t, "d1", "network "+network+" "+why+" and does not reach Docker Engine", "run", "--rm", "--network", network, testimage.V1, "exit", "0")
 		s.wantGone(t, "m1", network, 30*time.Second)
 	}
 }

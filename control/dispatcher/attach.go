@@ -47,6 +47,8 @@ func (d *Dispatcher) AttachNetwork(ctx context.Context, req *api.AttachNetworkRe
 			return model.Errorf(model.NotFound, "network %s not found", target)
 		case !n.GetSpec().GetAttachable():
 			return model.Errorf(model.Denied, "network %s not manually attachable", target)
+		case model.Foreign(s.Node(nodeID).GetDescription()) && model.Unshared(n) != "":
+			return model.Errorf(model.Precondition, "network %s %s and does not reach Docker Engine", n.GetSpec().GetAnnotations().GetName(), model.Unshared(n))
 		}
 		return tx.Create(&api.Task{
 			Id: id, NodeId: nodeID, DesiredState: api.TaskState_RUNNING,

@@ -2,6 +2,7 @@ package dispatcher
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"testing"
@@ -53,6 +54,18 @@ func TestAttachNetwork(t *testing.T) {
 			t.Errorf("%q: %v, want %s", target, err, want)
 		}
 	}
+	if _, err := state.Update(t.Context(), func(tx *store.Tx) error {
+		sealed := named("sealed", "vault", true)
+		sealed.Spec.DriverConfig = &api.Driver{Options: map[string]string{model.EncryptedOption: ""}}
+		return errors.Join(tx.Create(sealed), tx.Create(&api.Node{Id: "docker", Description: &api.NodeDescription{Engine: new(api.EngineDescription)}}))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	caller = "docker"
+	if _, err := attach("vault"); status.Code(err) != codes.FailedPrecondition || status.Convert(err).Message() != "network vault is encrypted and does not reach Docker Engine" {
+		t.Errorf("an encrypted network on a Docker Engine: %v", err)
+	}
+	caller = "n1"
 	id, err := attach("front")
 	if err != nil {
 		t.Fatal(err)
