@@ -2,7 +2,6 @@ package netmap
 
 import (
 	"iter"
-	"maps"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -82,7 +81,7 @@ type service struct {
 type Map struct {
 	nodes    map[string]*node
 	hosts    map[string]map[string]bool // nodes by address
-	foreign  map[string]string          // addresses of nodes that are Docker Engines, by id
+	foreign  map[string]engine          // nodes that are Docker Engines, by id
 	networks map[string]*network
 	services map[string]*service
 	tasks    map[string]map[string]*skepv1.OverlayEndpoint // by task and network
@@ -97,7 +96,7 @@ type Map struct {
 // New returns the map of a stored state.
 func New(v View) *Map {
 	m := &Map{
-		nodes: map[string]*node{}, hosts: map[string]map[string]bool{}, foreign: map[string]string{}, networks: map[string]*network{}, services: map[string]*service{},
+		nodes: map[string]*node{}, hosts: map[string]map[string]bool{}, foreign: map[string]engine{}, networks: map[string]*network{}, services: map[string]*service{},
 		tasks: map[string]map[string]*skepv1.OverlayEndpoint{}, port: v.Cluster().GetVXLANUDPPort(),
 	}
 	m.setKeys(v.Cluster())
@@ -178,9 +177,14 @@ func (m *Map) toAll() []Notice {
 // putForeign notes whether a node is a Docker Engine. All nodes hear when that changes whom
 // they gossip with.
 func (m *Map) putForeign(id string, stored *api.Node) []Notice {
+	was, known := m.foreign[id]
+	is := engine{stored.GetStatus().GetAddr(), stored.GetStatus().GetState() == api.NodeStatus_READY}
+	if foreign := model.Foreign(stored.GetDescription()); !foreign && !known || foreign && known && was == is {
+		return nil
+	}
 	some, before := len(m.foreign) > 0, m.gossipPeers()
 	if model.Foreign(stored.GetDescription()) {
-		m.foreign[id] = stored.GetStatus().GetAddr()
+		m.foreign[id] = is
 	} else {
 		delete(m.foreign, id)
 	}
@@ -190,16 +194,33 @@ func (m *Map) putForeign(id string, stored *api.Node) []Notice {
 	return m.toAll()
 }
 
+// engine is where a Docker Engine is, and whether it is there.
+type engine struct {
+	addr  string
+	ready bool
+}
+
 // maxGossipPeers is how many Docker Engines nodes are told of; those tell of the others.
 const maxGossipPeers = 16
 
-// gossipPeers are the addresses of some Docker Engines.
+// gossipPeers are the addresses of some Docker Engines, rather of such that are there, sorted.
 func (m *Map) gossipPeers() []string {
-	if len(m.foreign) == 0 {
-		return nil
+	var ready, lost []string
+	for _, e := range m.foreign {
+		switch {
+		case e.addr == "":
+		case e.ready:
+			ready = append(ready, e.addr)
+		default:
+			lost = append(lost, e.addr)
+		}
 	}
-	all := slices.DeleteFunc(slices.Sorted(maps.Values(m.foreign)), func(a string) bool { return a == "" })
-	return all[:min(len(all), maxGossipPeers)]
+	slices.Sort(ready)
+	slices.Sort(lost)
+	all := append(ready, lost...)
+	all = all[:min(len(all), maxGossipPeers)]
+	slices.Sort(all)
+	return all
 }
 
 // Rekey says who must hear when all keys change.

@@ -448,3 +448,51 @@ func TestDockerEngineLeadsFromItsAddresses(t *testing.T) {
 		t.Errorf("told that %v are gone", gone)
 	}
 }
+
+// TestDockerEngineTellsItsDataAddress: an engine with another data path address tells it by a label.
+func TestDockerEngineTellsItsDataAddress(t *testing.T) {
+	r := newRecords()
+	front := testNetwork(1, false)
+	put(r.networks, model.Networks, front)
+	docker := testNode(1, api.NodeStatus_READY)
+	docker.Description = &api.NodeDescription{Engine: &api.EngineDescription{Labels: map[string]string{DataAddrLabel: "198.51.100.7"}}}
+	put(r.nodes, model.Nodes, docker)
+	put(r.nodes, model.Nodes, testNode(0, api.NodeStatus_READY))
+	put(r.tasks, model.Tasks, testTask("a", "s", "node0", []*api.Network{front}, api.TaskState_RUNNING, api.TaskState_RUNNING))
+	put(r.tasks, model.Tasks, testTask("bb", "s", "node1", []*api.Network{front}, api.TaskState_RUNNING, api.TaskState_RUNNING))
+	u, _ := New(r).Complete("node0")
+	for _, e := range u.GetEndpoints() {
+		if want := map[string]string{"node0": "192.0.2.1", "node1": "198.51.100.7"}[e.GetNodeId()]; e.GetNodeAddr() != want {
+			t.Errorf("task %s is at %s, want %s", e.GetKey().GetTaskId(), e.GetNodeAddr(), want)
+		}
+	}
+	if len(u.GetEndpoints()) != 2 {
+		t.Errorf("told %v", u.GetEndpoints())
+	}
+}
+
+// TestGossipPeersAreThere: nodes are told of engines that are there, rather than of lost ones.
+func TestGossipPeersAreThere(t *testing.T) {
+	r := newRecords()
+	state := func(i int, s api.NodeStatus_State) *api.Node {
+		n := testNode(i, s)
+		n.Description = &api.NodeDescription{Engine: &api.EngineDescription{EngineVersion: "20.10.24"}}
+		return n
+	}
+	put(r.nodes, model.Nodes, testNode(99, api.NodeStatus_READY))
+	for i := range maxGossipPeers {
+		put(r.nodes, model.Nodes, state(i, api.NodeStatus_READY))
+	}
+	m := New(r)
+	if notices := m.Apply(put(r.nodes, model.Nodes, state(3, api.NodeStatus_DOWN))); slices.Contains(notices, Notice{"node99", Key{Kind: Local}}) {
+		t.Error("nodes are told anew although all engines are named anyway")
+	}
+	last := state(90, api.NodeStatus_READY)
+	if notices := m.Apply(put(r.nodes, model.Nodes, last)); !slices.Contains(notices, Notice{"node99", Key{Kind: Local}}) {
+		t.Error("nodes are not told of one that takes a lost one's place")
+	}
+	u, _ := m.Complete("node99")
+	if peers := u.GetNode().GetGossipPeers(); len(peers) != maxGossipPeers || !slices.IsSorted(peers) || slices.Contains(peers, "192.0.2.4") || !slices.Contains(peers, "192.0.2.91") {
+		t.Errorf("told of %v", peers)
+	}
+}

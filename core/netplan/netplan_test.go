@@ -93,6 +93,9 @@ func TestOneChange(t *testing.T) {
 			&skepv1.NetworkUpdate{RemovedNetworks: []string{"n0"}},
 			"remove n0/b; balance 10.0.0.201 []; publish 8001 gone; publish 8002 gone; end 10.0.0.4; end fd00:0::4; unroute 10.0.0.4",
 		},
+		"others to gossip with": {
+			&skepv1.NetworkUpdate{Node: &skepv1.LocalNode{Id: "node1", DataAddr: "192.0.2.1", IngressAddr: "10.0.0.250/24", GossipPeers: []string{"192.0.2.9"}}}, "",
+		},
 		"nothing new":     {&skepv1.NetworkUpdate{Endpoints: []*skepv1.OverlayEndpoint{ep("n1", "a", "s1", "node1", 3, true)}}, ""},
 		"unknown removed": {&skepv1.NetworkUpdate{RemovedServices: []string{"x"}, RemovedEndpoints: []*skepv1.EndpointKey{{NetworkId: "y"}}}, ""},
 	} {

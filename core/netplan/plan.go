@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+
 	skepv1 "github.com/skep-dev/skep/api/skepv1"
 )
 
@@ -52,7 +54,7 @@ type End struct {
 func (s *State) Merge(u *skepv1.NetworkUpdate) Plan {
 	inc := s.Increment(u)
 	read := readEndpoints(inc.GetEndpoints())
-	p := Plan{Update: inc, read: read, Leaving: s.leaving(inc, read), Node: inc.GetNode() != nil}
+	p := Plan{Update: inc, read: read, Leaving: s.leaving(inc, read), Node: s.nodeChanges(inc)}
 	t, services := s.touched(inc, read)
 	s.serve(&t, services, inc)
 	before, engines := s.collect(t), s.Engines()
@@ -162,7 +164,7 @@ func (s *State) touched(inc *skepv1.NetworkUpdate, read []*endpoint) (touched, s
 			}
 		}
 	}
-	if inc.GetNode() != nil {
+	if s.nodeChanges(inc) {
 		for _, m := range s.members {
 			for _, e := range m.byTask {
 				note(e)
@@ -172,6 +174,17 @@ func (s *State) touched(inc *skepv1.NetworkUpdate, read []*endpoint) (touched, s
 	slices.SortFunc(t.addrs, compareEnds)
 	t.addrs = slices.Compact(t.addrs)
 	return t, services
+}
+
+// nodeChanges reports whether an increment changes anything about the node itself but whom it
+// gossips with.
+func (s *State) nodeChanges(inc *skepv1.NetworkUpdate) bool {
+	if inc.GetNode() == nil {
+		return false
+	}
+	was, is := proto.CloneOf(s.node), proto.CloneOf(inc.GetNode())
+	was.GossipPeers, is.GossipPeers = nil, nil
+	return !proto.Equal(was, is)
 }
 
 func changedNetworks(inc *skepv1.NetworkUpdate) []string {

@@ -124,7 +124,7 @@ func (d *Dataplane) addOverlays(id string, l lease) error {
 	}
 	s := d.sandboxes[id]
 	if s == nil {
-		s = &sandbox{id: id}
+		s = &sandbox{id: id, arrivals: arrivals{looked: true}} // its namespace is new
 		d.sandboxes[id] = s
 	}
 	s.lease = l
