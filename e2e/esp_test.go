@@ -246,8 +246,8 @@ func testESPKeysChange(t *testing.T, s *swarm, m string) {
 	for _, n := range s.nodes {
 		captures[n.Name] = captureIn(t, netnsOf(n.PID), func(packet []byte) []string { return espKinds(packet, secret) })
 	}
-	load := s.traffic(t, m, "/bin/testapp", "load", "http://api/"+secret, "10m", "20")
-	pings := s.traffic(t, w[0], "busybox", "ping", "-q", "-i", "0.05", "-W", "10", "-p", "5a", s.own(t, w[1], "api"))
+	load := s.traffic(t, m, "/bin/testapp", "load", "http://api/"+secret, "10m", "5")
+	pings := s.traffic(t, w[0], "busybox", "ping", "-q", "-i", "0.2", "-W", "10", "-p", "5a", s.own(t, w[1], "api"))
 	rotate := func() {
 		run(t, skepBinary(t), "-H", "unix://"+s.node(t, m).Socket, "net", "rotate-keys")
 	}

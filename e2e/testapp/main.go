@@ -104,7 +104,7 @@ func serve(ctx context.Context, addr, after string) error {
 		return nil
 	case <-time.After(wait):
 	}
-	s := &http.Server{Addr: addr, ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := &http.Server{Addr: addr, ReadHeaderTimeout: loadTimeout, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "%s %s %s\n", host, os.Getenv("GREETING"), r.RemoteAddr)
 	})}
 	stopped := make(chan error, 1)
