@@ -143,7 +143,6 @@ func (r *managerRole) register(m *member) {
 		skepv1.RegisterEnrollmentServer(s, authority)
 		skepv1.RegisterSecretsServer(s, secrets)
 		skepv1.RegisterUnlockServer(s, peers)
-		skepv1.RegisterDirectoryServer(s, directory{managers: r.managers})
 	}
 	r.lead = []func(context.Context) error{leader.RunTerm, dispatch.Run, authority.Run, broker.Run}
 }
@@ -322,14 +321,6 @@ func voids(e model.Event) bool {
 	default:
 		return false
 	}
-}
-
-// managers lists the members of raft.
-func (r *managerRole) managers() (list []remote) {
-	for _, m := range r.replica.Members() {
-		list = append(list, remote{NodeID: m.GetNodeId(), Addr: m.GetAddr()})
-	}
-	return list
 }
 
 // leader connects to the leader, with nil when that is this manager: then the caller's own

@@ -38,7 +38,7 @@ type member struct {
 	saved savedState
 	keys  *keystore.Store
 	creds *wire.Credentials
-	// remotes are the managers as the last session message listed them.
+	// remotes are the managers as the last session message listed them, and others were told.
 	remotes *remotes
 	renewer *enroll.Renewer
 	agent   *agent.Agent
@@ -56,10 +56,9 @@ type member struct {
 	// does not know.
 	unknown chan struct{}
 	// attempts counts those to reach a manager since the last message of a session; lost has a
-	// value when they are many. astray is set once somebody told of other managers.
+	// value when they are many.
 	attempts atomic.Int32
 	lost     chan struct{}
-	astray   atomic.Bool
 	// joined is closed at the first message of the first session.
 	joined     chan struct{}
 	joinedOnce sync.Once
@@ -321,7 +320,7 @@ func (m *member) connect(ctx context.Context) (grpc.ClientConnInterface, func(bo
 // know: those that it counts on may be none any more.
 func (m *member) deserted(role *managerRole) bool {
 	_, _, led := role.replica.Leader()
-	return !led && m.astray.Load()
+	return !led && m.remotes.toldOthers()
 }
 
 // saveIdentity makes a renewed certificate durable and active.

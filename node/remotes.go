@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,6 +34,9 @@ type remotes struct {
 
 	mu      sync.Mutex
 	weights map[remote]float64
+	// told are addresses of other managers, since the last session message, by the address of
+	// the listed one who told of them: it is none any more, and may lie.
+	told map[string][]string
 }
 
 // remote is one manager.
@@ -42,7 +47,7 @@ type remote struct {
 
 // openRemotes reads the managers of a swarm directory.
 func openRemotes(dir string, log *slog.Logger) *remotes {
-	r := &remotes{path: filepath.Join(dir, "state.json"), log: log, weights: map[remote]float64{}}
+	r := &remotes{path: filepath.Join(dir, "state.json"), log: log, weights: map[remote]float64{}, told: map[string][]string{}}
 	data, err := os.ReadFile(r.path)
 	if err != nil {
 		return r
@@ -72,21 +77,55 @@ func (r *remotes) add(addr string) {
 	r.weights[remote{Addr: addr}] = observedSuccess
 }
 
-// maxSuggested bounds the managers that are known with those that others have told of.
-const maxSuggested = 64
+// maxTold bounds what one node can tell of; more is dropped.
+const maxTold = 16
 
-// suggest makes managers known that somebody who is none told of, beside those known, until
-// one of all tells. It reports whether there was a new one; not counted is who is at self.
-func (r *remotes) suggest(managers []remote, self string) (news bool) {
+// suggest replaces what the listed manager at teller told of. It drops what is no address, is
+// known, or is this node's own. It reports whether there was a new one.
+func (r *remotes) suggest(teller string, addrs []string, self string) (news bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, k := range managers {
-		if _, known := r.weights[k]; !known && k.Addr != self && len(r.weights) < maxSuggested {
-			r.weights[k] = observedSuccess
-			news = true
+	listed, known := map[string]bool{}, map[string]bool{}
+	for k := range r.weights {
+		listed[k.Addr] = true
+	}
+	if !listed[teller] {
+		return false // a session listed others meanwhile
+	}
+	for _, others := range r.told {
+		for _, addr := range others {
+			known[addr] = true
 		}
 	}
+	var next []string
+	for _, addr := range addrs {
+		if len(next) == maxTold {
+			break
+		}
+		if addr == self || listed[addr] || slices.Contains(next, addr) || !reachable(addr) {
+			continue
+		}
+		next = append(next, addr)
+		news = news || !known[addr]
+	}
+	delete(r.told, teller)
+	if len(next) > 0 {
+		r.told[teller] = next
+	}
 	return news
+}
+
+// reachable reports whether addr can be a manager's: IP:port, as managers list each other.
+func reachable(addr string) bool {
+	a, err := netip.ParseAddrPort(addr)
+	return err == nil && a.Port() != 0 && !a.Addr().IsUnspecified() && !a.Addr().IsMulticast()
+}
+
+// toldOthers reports whether somebody told of other managers since the last session message.
+func (r *remotes) toldOthers() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.told) > 0
 }
 
 // replace makes the managers those that a session message lists.
@@ -104,6 +143,7 @@ func (r *remotes) replace(managers []*api.WeightedPeer) {
 		next[k] = blend(old, float64(m.GetWeight()))
 	}
 	r.weights = next
+	clear(r.told)
 	list := r.sorted()
 	r.mu.Unlock()
 	if !changed {
@@ -133,18 +173,26 @@ func (r *remotes) sorted() []remote {
 	return list
 }
 
-// list returns the managers in a fixed order.
+// list returns the managers in a fixed order, but not those that others told of.
 func (r *remotes) list() []remote {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.sorted()
 }
 
-// pick chooses a manager by weight, other than those with an excluded address if it can.
+// pick chooses a manager by weight, other than those with an excluded address if it can. Those
+// that others told of weigh as much as those that fail, for each who tells of them: so nobody
+// keeps this node from trying what another tells.
 func (r *remotes) pick(exclude ...string) (remote, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	list := slices.DeleteFunc(r.sorted(), func(k remote) bool { return slices.Contains(exclude, k.Addr) })
+	list := r.sorted()
+	for _, teller := range slices.Sorted(maps.Keys(r.told)) {
+		for _, addr := range r.told[teller] {
+			list = append(list, remote{Addr: addr})
+		}
+	}
+	list = slices.DeleteFunc(list, func(k remote) bool { return slices.Contains(exclude, k.Addr) })
 	if len(list) == 0 {
 		return remote{}, false
 	}

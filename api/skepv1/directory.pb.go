@@ -60,8 +60,9 @@ func (*ManagersRequest) Descriptor() ([]byte, []int) {
 }
 
 type ManagersResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Managers      []*KnownManager        `protobuf:"bytes,1,rep,name=managers,proto3" json:"managers,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Addresses of managers, IP:port, as the last session message listed them.
+	Addrs         []string `protobuf:"bytes,1,rep,name=addrs,proto3" json:"addrs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -96,64 +97,11 @@ func (*ManagersResponse) Descriptor() ([]byte, []int) {
 	return file_skep_v1_directory_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *ManagersResponse) GetManagers() []*KnownManager {
+func (x *ManagersResponse) GetAddrs() []string {
 	if x != nil {
-		return x.Managers
+		return x.Addrs
 	}
 	return nil
-}
-
-type KnownManager struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	// host:port.
-	Addr          string `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *KnownManager) Reset() {
-	*x = KnownManager{}
-	mi := &file_skep_v1_directory_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *KnownManager) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*KnownManager) ProtoMessage() {}
-
-func (x *KnownManager) ProtoReflect() protoreflect.Message {
-	mi := &file_skep_v1_directory_proto_msgTypes[2]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use KnownManager.ProtoReflect.Descriptor instead.
-func (*KnownManager) Descriptor() ([]byte, []int) {
-	return file_skep_v1_directory_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *KnownManager) GetNodeId() string {
-	if x != nil {
-		return x.NodeId
-	}
-	return ""
-}
-
-func (x *KnownManager) GetAddr() string {
-	if x != nil {
-		return x.Addr
-	}
-	return ""
 }
 
 var File_skep_v1_directory_proto protoreflect.FileDescriptor
@@ -161,12 +109,9 @@ var File_skep_v1_directory_proto protoreflect.FileDescriptor
 const file_skep_v1_directory_proto_rawDesc = "" +
 	"\n" +
 	"\x17skep/v1/directory.proto\x12\askep.v1\x1a\x14skep/v1/access.proto\"\x11\n" +
-	"\x0fManagersRequest\"E\n" +
-	"\x10ManagersResponse\x121\n" +
-	"\bmanagers\x18\x01 \x03(\v2\x15.skep.v1.KnownManagerR\bmanagers\";\n" +
-	"\fKnownManager\x12\x17\n" +
-	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
-	"\x04addr\x18\x02 \x01(\tR\x04addr2q\n" +
+	"\x0fManagersRequest\"(\n" +
+	"\x10ManagersResponse\x12\x14\n" +
+	"\x05addrs\x18\x01 \x03(\tR\x05addrs2q\n" +
 	"\tDirectory\x12d\n" +
 	"\bManagers\x12\x18.skep.v1.ManagersRequest\x1a\x19.skep.v1.ManagersResponse\"#ʮ\xee\x98\x02\x1d\n" +
 	"\fswarm-worker\n" +
@@ -184,21 +129,19 @@ func file_skep_v1_directory_proto_rawDescGZIP() []byte {
 	return file_skep_v1_directory_proto_rawDescData
 }
 
-var file_skep_v1_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_skep_v1_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_skep_v1_directory_proto_goTypes = []any{
 	(*ManagersRequest)(nil),  // 0: skep.v1.ManagersRequest
 	(*ManagersResponse)(nil), // 1: skep.v1.ManagersResponse
-	(*KnownManager)(nil),     // 2: skep.v1.KnownManager
 }
 var file_skep_v1_directory_proto_depIdxs = []int32{
-	2, // 0: skep.v1.ManagersResponse.managers:type_name -> skep.v1.KnownManager
-	0, // 1: skep.v1.Directory.Managers:input_type -> skep.v1.ManagersRequest
-	1, // 2: skep.v1.Directory.Managers:output_type -> skep.v1.ManagersResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	0, // 0: skep.v1.Directory.Managers:input_type -> skep.v1.ManagersRequest
+	1, // 1: skep.v1.Directory.Managers:output_type -> skep.v1.ManagersResponse
+	1, // [1:2] is the sub-list for method output_type
+	0, // [0:1] is the sub-list for method input_type
+	0, // [0:0] is the sub-list for extension type_name
+	0, // [0:0] is the sub-list for extension extendee
+	0, // [0:0] is the sub-list for field type_name
 }
 
 func init() { file_skep_v1_directory_proto_init() }
@@ -213,7 +156,7 @@ func file_skep_v1_directory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skep_v1_directory_proto_rawDesc), len(file_skep_v1_directory_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   2,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,10 +28,10 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Directory is served by managers, and by workers that were managers, at the address where
-// others knew them as such: a node that was away while all the managers that it knew were
-// demoted finds the present ones there. Who asks believes nothing but addresses: a manager
-// proves that it is one by its certificate.
+// Directory is served by workers that were managers, at the address where others knew them as
+// such: a node that was away while all the managers that it knew were demoted finds the present
+// ones there. Who asks believes nothing but addresses: a manager proves that it is one by its
+// certificate. Managers do not serve it: who reaches one has a session or waits for a leader.
 type DirectoryClient interface {
 	Managers(ctx context.Context, in *ManagersRequest, opts ...grpc.CallOption) (*ManagersResponse, error)
 }
@@ -58,10 +58,10 @@ func (c *directoryClient) Managers(ctx context.Context, in *ManagersRequest, opt
 // All implementations must embed UnimplementedDirectoryServer
 // for forward compatibility.
 //
-// Directory is served by managers, and by workers that were managers, at the address where
-// others knew them as such: a node that was away while all the managers that it knew were
-// demoted finds the present ones there. Who asks believes nothing but addresses: a manager
-// proves that it is one by its certificate.
+// Directory is served by workers that were managers, at the address where others knew them as
+// such: a node that was away while all the managers that it knew were demoted finds the present
+// ones there. Who asks believes nothing but addresses: a manager proves that it is one by its
+// certificate. Managers do not serve it: who reaches one has a session or waits for a leader.
 type DirectoryServer interface {
 	Managers(context.Context, *ManagersRequest) (*ManagersResponse, error)
 	mustEmbedUnimplementedDirectoryServer()

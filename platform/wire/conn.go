@@ -46,8 +46,11 @@ func transport(config *tls.Config) credentials.TransportCredentials {
 	return experimental.NewTLSWithALPNDisabled(config)
 }
 
-// Dial connects to a manager by its certificate's server name. It returns before the
-// connection is up; calls fail fast while it is not.
+// AnyRole is the server name that stands for every node of the swarm.
+const AnyRole = ""
+
+// Dial connects to a manager by its certificate's server name, or to any node with AnyRole.
+// It returns before the connection is up; calls fail fast while it is not.
 func Dial(creds *Credentials, addr, serverName string) (*grpc.ClientConn, error) {
 	return dial(creds.Network, addr, creds.ClientTLS(serverName))
 }

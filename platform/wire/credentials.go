@@ -123,7 +123,8 @@ func (c *Credentials) ServerTLS() *tls.Config {
 }
 
 // ClientTLS returns the configuration for connections to managers that must have the
-// given server name in their certificate: pki.ManagerRole, or pki.CARole.
+// given server name in their certificate: pki.ManagerRole, or pki.CARole; AnyRole takes every
+// certificate of the swarm.
 func (c *Credentials) ClientTLS(serverName string) *tls.Config {
 	return &tls.Config{
 		MinVersion:   tls.VersionTLS12,
@@ -164,7 +165,7 @@ func verifyServer(root *pki.Root, state tls.ConnectionState, serverName string) 
 	_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{
 		Roots:         root.Pool(),
 		Intermediates: intermediates,
-		DNSName:       serverName,
+		DNSName:       serverName, // not looked at when empty
 		CurrentTime:   time.Now(),
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	})
