@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/skep-dev/skep/api"
 	"github.com/skep-dev/skep/api/skepv1"
 	"github.com/skep-dev/skep/platform/disk"
 	"github.com/skep-dev/skep/platform/wire"
@@ -59,6 +60,18 @@ func (d directory) Managers(context.Context, *skepv1.ManagersRequest) (*skepv1.M
 		resp.Addrs = append(resp.Addrs, k.Addr)
 	}
 	return resp, nil
+}
+
+// rootOnly serves the root certificate, of a certificate authority's calls.
+type rootOnly struct {
+	api.UnimplementedCAServer
+
+	creds *wire.Credentials
+}
+
+// GetRootCACertificate implements api.CAServer.
+func (r rootOnly) GetRootCACertificate(context.Context, *api.GetRootCACertificateRequest) (*api.GetRootCACertificateResponse, error) {
+	return &api.GetRootCACertificateResponse{Certificate: r.creds.Current().Root.CertPEM}, nil
 }
 
 // noteManaged remembers for good that this node was a manager.
@@ -107,6 +120,8 @@ func (m *member) serveDirectory(ctx context.Context) error {
 		Credentials: m.creds, Removed: func(string) bool { return false }, Leading: func() bool { return true }, Refused: m.recordRefusal,
 	})
 	skepv1.RegisterDirectoryServer(server, directory{managers: m.remotes.list})
+	// A node that was away when the root was replaced believes nobody's certificate before.
+	api.RegisterCAServer(server, rootOnly{creds: m.creds})
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listen) }()
 	select {

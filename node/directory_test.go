@@ -157,7 +157,8 @@ func free(t *testing.T, m *member) bool {
 	return l.Close() == nil
 }
 
-// A demoted node tells nodes of its swarm where the managers are, and nothing else.
+// A demoted node tells nodes of its swarm where the managers are, and whoever asks which root
+// the swarm has, but nothing else.
 func TestDemotedNodeTells(t *testing.T) {
 	inTown(t, func(t *testing.T, w *town) {
 		managers := []string{"10.0.0.8:2377", "10.0.0.9:2377"}
@@ -192,8 +193,11 @@ func TestDemotedNodeTells(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if root, err := api.NewCAClient(conn).GetRootCACertificate(t.Context(), new(api.GetRootCACertificateRequest)); err != nil || string(root.GetCertificate()) != string(w.root.CertPEM) {
+				t.Errorf("role %q gets another root certificate: %v", role, err)
+			}
 			for _, name := range methods() {
-				if name == skepv1.Directory_Managers_FullMethodName {
+				if name == skepv1.Directory_Managers_FullMethodName || name == api.CA_GetRootCACertificate_FullMethodName {
 					continue
 				}
 				err := conn.Invoke(t.Context(), name, new(emptypb.Empty), new(emptypb.Empty))
