@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -28,6 +29,9 @@ func (d *Dispatcher) AttachNetwork(ctx context.Context, req *api.AttachNetworkRe
 	target := req.GetConfig().GetTarget()
 	if target == "" {
 		return nil, status.Error(codes.InvalidArgument, "no network given")
+	}
+	if err := boundNames(req.GetConfig().GetAliases()); err != nil {
+		return nil, err
 	}
 	id, err := model.NewID(rand.Reader)
 	if err != nil {
@@ -74,6 +78,26 @@ func (d *Dispatcher) AttachNetwork(ctx context.Context, req *api.AttachNetworkRe
 		return nil, wire.ToStatus(errors.Join(model.Errorf(model.Precondition, "%s", reason), err))
 	}
 	return &api.AttachNetworkResponse{AttachmentId: id}, nil
+}
+
+// Every node that has a network hears all names in it: what a container may have of them is
+// bounded, far above what people need. No name of DNS is longer.
+const (
+	maxNames     = 128
+	maxNameBytes = 255
+)
+
+// boundNames refuses more or longer names of a container than nodes are told.
+func boundNames(names []string) error {
+	if len(names) > maxNames {
+		return status.Errorf(codes.InvalidArgument, "%d names of a container in a network, at most %d are allowed", len(names), maxNames)
+	}
+	for _, n := range names {
+		if len(n) > maxNameBytes {
+			return status.Errorf(codes.InvalidArgument, "a name of %d bytes of a container in a network, at most %d are allowed: %.40s...", len(n), maxNameBytes, n)
+		}
+	}
+	return nil
 }
 
 // refusalTimeout bounds how long a call waits to see whether an attachment can have an
@@ -138,11 +162,19 @@ func (n *networks) RenameAttachments(ctx context.Context, req *skepv1.RenameAtta
 	if err != nil {
 		return nil, err
 	}
+	for _, a := range req.GetAttachments() {
+		if err := boundNames(a.GetAliases()); err != nil {
+			return nil, err
+		}
+	}
 	_, err = n.d.cfg.State.Update(ctx, func(tx *store.Tx) error {
 		for _, a := range req.GetAttachments() {
 			t, err := attachmentOf(tx, nodeID, a.GetAttachmentId())
 			if err != nil {
 				return err
+			}
+			if named(t, a.GetAliases()) {
+				continue
 			}
 			t = model.Clone(t)
 			for _, c := range t.GetSpec().GetNetworks() {
@@ -161,4 +193,10 @@ func (n *networks) RenameAttachments(ctx context.Context, req *skepv1.RenameAtta
 		return nil, wire.ToStatus(err)
 	}
 	return new(skepv1.RenameAttachmentsResponse), nil
+}
+
+// named reports whether an attachment has these names already.
+func named(t *api.Task, names []string) bool {
+	return !slices.ContainsFunc(t.GetSpec().GetNetworks(), func(c *api.NetworkAttachmentConfig) bool { return !slices.Equal(c.GetAliases(), names) }) &&
+		!slices.ContainsFunc(t.GetNetworks(), func(c *api.NetworkAttachment) bool { return !slices.Equal(c.GetAliases(), names) })
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -75,6 +76,18 @@ func TestAttachNetwork(t *testing.T) {
 		task.GetNodeId() != "n1" || task.GetSpec().GetAttachment().GetContainerId() != "c1" || task.GetDesiredState() != api.TaskState_RUNNING {
 		t.Errorf("task %v", task)
 	}
+	many, long := slices.Repeat([]string{"a"}, maxNames+1), []string{strings.Repeat("a", maxNameBytes+1)}
+	for _, names := range [][]string{many, long} {
+		_, err := d.AttachNetwork(t.Context(), &api.AttachNetworkRequest{ContainerId: "c2", Config: &api.NetworkAttachmentConfig{Target: "front", Aliases: names}})
+		_, renameErr := d.Networks().RenameAttachments(t.Context(), &skepv1.RenameAttachmentsRequest{
+			Attachments: []*skepv1.AttachmentNames{{AttachmentId: id, Aliases: names}},
+		})
+		for _, err := range []error{err, renameErr} {
+			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "at most") {
+				t.Errorf("%d names, the first one of %d bytes: %v", len(names), len(names[0]), err)
+			}
+		}
+	}
 	taken = true
 	if _, err := attach("front"); status.Code(err) != codes.FailedPrecondition || status.Convert(err).Message() != "the requested address is in use" {
 		t.Errorf("an address that is taken: %v", err)
@@ -97,6 +110,10 @@ func TestAttachNetwork(t *testing.T) {
 	}
 	if code := rename(id); code != codes.OK {
 		t.Errorf("rename: %s", code)
+	}
+	version := state.View().Task(id).GetMeta().GetVersion().GetIndex()
+	if code := rename(id); code != codes.OK || state.View().Task(id).GetMeta().GetVersion().GetIndex() != version {
+		t.Errorf("renamed to what it is called: %s, a new version %t", code, state.View().Task(id).GetMeta().GetVersion().GetIndex() != version)
 	}
 	task = state.View().Task(id)
 	for _, got := range [][]string{task.GetSpec().GetNetworks()[0].GetAliases(), task.GetNetworks()[0].GetAliases()} {
