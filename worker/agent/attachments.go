@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -71,13 +73,18 @@ func (t *Attachments) notify() {
 }
 
 // Attach implements runtime.Network.
-func (t *Attachments) Attach(ctx context.Context, req runtime.SandboxRequest) (runtime.Sandbox, error) {
+func (t *Attachments) Attach(ctx context.Context, req runtime.SandboxRequest) (_ runtime.Sandbox, err error) {
 	req.Overlays = slices.Clone(req.Overlays)
 	defer t.keep(req.ContainerID)()
-	if req.Renamed {
-		if err := t.rename(ctx, &req); err != nil {
+	if req.Former != "" {
+		if err := t.rename(ctx, req); err != nil {
 			return runtime.Sandbox{}, err
 		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, t.unname(ctx, req))
+			}
+		}()
 	}
 	for i, o := range req.Overlays {
 		if o.Address.IsValid() || t.bridges != nil && t.bridges.Bridge(o) {
@@ -183,32 +190,55 @@ func (t *Attachments) ask(ctx context.Context, req *runtime.SandboxRequest, o ru
 	return place, nil
 }
 
-// rename tells all nodes the name that a container has from now on. Nothing changes where
-// the managers cannot be told.
-func (t *Attachments) rename(ctx context.Context, req *runtime.SandboxRequest) error {
+// rename tells all nodes the name that a container has from now on. Nothing changes where the
+// managers cannot be told. Those that run an older Skep know of no such change: then the name is
+// new on this node alone, as it was with that one.
+func (t *Attachments) rename(ctx context.Context, req runtime.SandboxRequest) error {
+	asked, err := t.tellNames(ctx, &req, attachWait)
+	switch {
+	case err == nil, status.Code(err) == codes.Unimplemented:
+		return nil
+	case status.Code(err) == codes.InvalidArgument:
+		return model.Wrap(model.Invalid, err, "tell the swarm the container's new name")
+	}
+	err = model.Wrap(model.Unavailable, err, "tell the swarm the container's new name")
+	if asked { // they may have noted it all the same
+		err = errors.Join(err, t.unname(ctx, req))
+	}
+	return err
+}
+
+// unname tells all nodes the former name of a container again, whose renaming failed.
+func (t *Attachments) unname(ctx context.Context, req runtime.SandboxRequest) error {
+	req.Name = req.Former
+	_, err := t.tellNames(context.WithoutCancel(ctx), &req, callTimeout)
+	if err == nil || status.Code(err) == codes.Unimplemented {
+		return nil
+	}
+	return fmt.Errorf("tell the swarm the container's former name again: %w", err)
+}
+
+// tellNames tells the managers the names by which others find a container, if it has places in
+// networks of the swarm, and reports whether they were asked.
+func (t *Attachments) tellNames(ctx context.Context, req *runtime.SandboxRequest, timeout time.Duration) (asked bool, err error) {
 	t.mu.Lock()
 	a := t.agent
 	t.mu.Unlock()
 	if a == nil {
-		return nil
+		return false, nil
 	}
 	names := a.worker.namesOf(req)
 	if len(names) == 0 {
-		return nil
+		return false, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, attachWait)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	conn, err := a.connection(ctx)
-	if err == nil {
-		_, err = skepv1.NewNetworksClient(conn).RenameAttachments(ctx, &skepv1.RenameAttachmentsRequest{Attachments: names})
+	if err != nil {
+		return false, err
 	}
-	switch {
-	case status.Code(err) == codes.Unimplemented:
-		return model.Errorf(model.Unimplemented, "the managers run an older Skep, which cannot rename containers on networks of the swarm")
-	case err != nil:
-		return model.Wrap(model.Unavailable, err, "tell the swarm the container's new name")
-	}
-	return nil
+	_, err = skepv1.NewNetworksClient(conn).RenameAttachments(ctx, &skepv1.RenameAttachmentsRequest{Attachments: names})
+	return true, err
 }
 
 // namesOf returns the names that a container shall have, at each of its attachments.

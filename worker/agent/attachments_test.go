@@ -50,10 +50,18 @@ func (m *manager) wasDetached(id string) bool {
 	return slices.Contains(m.detached, id)
 }
 
+// refusing is the container by which wires connect nobody.
+const refusing = "refusing"
+
+var errWires = errors.New("the wires are cut")
+
 // wires is a network that connects everybody at once.
 type wires map[string][]runtime.OverlayRequest
 
 func (w wires) Attach(_ context.Context, req runtime.SandboxRequest) (runtime.Sandbox, error) {
+	if _, refuses := w[refusing]; refuses {
+		return runtime.Sandbox{}, errWires
+	}
 	w[req.ContainerID] = req.Overlays
 	return runtime.Sandbox{Attached: req.Overlays}, nil
 }
@@ -146,10 +154,10 @@ func TestAContainerGetsItsPlaceAndGivesItBack(t *testing.T) {
 // The names of a container that was renamed are told for the places that it asked for, and
 // nobody is asked for a container that has none.
 func TestARenamedContainerTellsItsNames(t *testing.T) {
-	withAttachments(t, func(r *rig, _ wires) {
+	withAttachments(t, func(r *rig, w wires) {
 		rename := func(id string) error {
 			_, err := r.attachments.Attach(r.Context(), runtime.SandboxRequest{
-				ContainerID: id, Name: "/new", Renamed: true, Hostname: "h", Mode: "bridge",
+				ContainerID: id, Name: "/new", Former: "box", Hostname: "h", Mode: "bridge",
 				Overlays: []runtime.OverlayRequest{{NetworkID: "n1", Name: "net", Address: netip.MustParsePrefix("10.0.0.9/24"), Aliases: []string{"x"}}},
 			})
 			return err
@@ -159,16 +167,31 @@ func TestARenamedContainerTellsItsNames(t *testing.T) {
 		if err := errors.Join(<-done, rename(box), rename("task"+box)); err != nil {
 			t.Fatal(err)
 		}
-		want := []*skepv1.AttachmentNames{{AttachmentId: "a1", Aliases: []string{"0123456789ab", "h", "new", "x"}}}
-		if d := cmp.Diff(want, r.m.renamed, protocmp.Transform()); d != "" {
-			t.Error(d)
+		told := func(when, name string) {
+			t.Helper()
+			want := []*skepv1.AttachmentNames{{AttachmentId: "a1", Aliases: slices.Sorted(slices.Values([]string{"0123456789ab", "h", name, "x"}))}}
+			if d := cmp.Diff(want, r.m.renamed, protocmp.Transform()); d != "" {
+				t.Errorf("%s: %s", when, d)
+			}
 		}
-		r.m.renameErr = status.Error(codes.Internal, "no")
-		if err := rename(box); model.KindOf(err) != model.Unavailable {
-			t.Errorf("a name that could not be told: %v", err)
+		told("renamed", "new")
+		w[refusing] = nil
+		if err := rename(box); !errors.Is(err, errWires) {
+			t.Errorf("a name that the node could not take: %v", err)
+		}
+		told("not renamed by the node", "box")
+		delete(w, refusing)
+		for code, kind := range map[codes.Code]model.Kind{codes.Internal: model.Unavailable, codes.InvalidArgument: model.Invalid} {
+			r.m.renamed, r.m.renameErr = nil, status.Error(code, "no")
+			if err := rename(box); model.KindOf(err) != kind {
+				t.Errorf("a name that could not be told: %v", err)
+			}
+			if code == codes.Internal { // it may have been noted
+				told("not certain", "box")
+			}
 		}
 		r.m.renameErr = status.Error(codes.Unimplemented, "unknown method")
-		if err := rename(box); model.KindOf(err) != model.Unimplemented {
+		if err := rename(box); err != nil {
 			t.Errorf("of managers that cannot rename: %v", err)
 		}
 	})

@@ -72,7 +72,7 @@ func TestNetworksOfOneNode(t *testing.T) {
 		wantNames(t, one.NetNS, name, dns.TypeA, "NOERROR", addr.String())
 	}
 	if _, err := n.Attach(t.Context(), runtime.SandboxRequest{
-		ContainerID: "two", Name: "new", Renamed: true, Hostname: "h-two", Mode: "bridge", Overlays: two.Attached,
+		ContainerID: "two", Name: "new", Former: "two", Hostname: "h-two", Mode: "bridge", Overlays: two.Attached,
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -25,8 +25,8 @@ type Network interface {
 type SandboxRequest struct {
 	ContainerID string
 	Name        string
-	// Renamed says that a container that is connected had another name until now.
-	Renamed  bool
+	// Former is the name that a container that is connected had until now; empty if it keeps its.
+	Former   string
 	Hostname string
 	// Mode is Docker's network mode: "bridge" (or empty, "default"), "host", "none".
 	Mode string

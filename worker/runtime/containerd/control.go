@@ -75,8 +75,9 @@ func (e *Engine) Rename(ctx context.Context, ref, name string) error {
 	if old == name {
 		return model.Errorf(model.Invalid, "Renaming a container with the same name as its current name")
 	}
+	// Both names are its own until it is certain which one it has: others may be asked for long.
 	e.mu.Lock()
-	err = e.index.Add(c.id, name)
+	err = e.index.Reserve(c.id, name)
 	e.mu.Unlock()
 	if err != nil {
 		return err
@@ -87,10 +88,16 @@ func (e *Engine) Rename(ctx context.Context, ref, name string) error {
 	} else {
 		err = e.change(c, func(s *saved) { s.Name = name })
 	}
+	e.mu.Lock()
+	if err == nil {
+		err = e.index.Add(c.id, name)
+	} else {
+		c.Name = old
+		e.index.Release(c.id, name)
+	}
+	e.mu.Unlock()
 	if err != nil {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		return errors.Join(err, e.index.Add(c.id, old))
+		return err
 	}
 	e.emit(c, events.ActionRename, "oldName", "/"+old)
 	return nil

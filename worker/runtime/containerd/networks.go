@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -229,19 +230,22 @@ func (e *Engine) changeable(s *saved, name string) error {
 }
 
 // rewire makes next the container's networks and its name; the caller has its turn.
-func (e *Engine) rewire(ctx context.Context, c *record, next *saved) error {
+func (e *Engine) rewire(ctx context.Context, c *record, next *saved) (err error) {
 	if isRunning(*next) && next.HasNet {
-		req, err := sandboxRequest(next)
-		if err != nil {
+		var req runtime.SandboxRequest
+		if req, err = sandboxRequest(next); err != nil {
 			return err
 		}
 		if len(req.Ports) > 0 && len(next.Sandbox.Ports) > 0 {
 			req.Ports = next.Sandbox.Ports
 		}
-		req.Renamed = next.Name != e.view(c).Name
+		if was := e.view(c).Name; was != next.Name {
+			req.Former = was
+		}
 		if next.Sandbox, err = e.cfg.Network.Attach(ctx, req); err != nil {
 			return err
 		}
+		defer func() { err = e.unname(ctx, req, err) }()
 		if err := e.writeNetFiles(next); err != nil {
 			return err
 		}
@@ -249,6 +253,17 @@ func (e *Engine) rewire(ctx context.Context, c *record, next *saved) error {
 	return e.change(c, func(to *saved) {
 		to.Overlays, to.OnBridge, to.OffBridge, to.Sandbox, to.Name = next.Overlays, next.OnBridge, next.OffBridge, next.Sandbox, next.Name
 	})
+}
+
+// unname gives a container whose renaming failed, if err says so, its former name in its networks
+// again: others would look for it by one that it has not.
+func (e *Engine) unname(ctx context.Context, req runtime.SandboxRequest, err error) error {
+	if err == nil || req.Former == "" {
+		return err
+	}
+	req.Name, req.Former = req.Former, req.Name
+	_, again := e.cfg.Network.Attach(context.WithoutCancel(ctx), req)
+	return errors.Join(err, again)
 }
 
 // networkEvent tells of a change of a container's networks.

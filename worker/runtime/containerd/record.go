@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -231,10 +232,14 @@ func (e *Engine) load() error {
 			if len(s.Sealed) > 0 {
 				s.lock()
 			}
-			c := newRecord(s)
-			if err := e.index.Add(s.ID, s.Name); err != nil {
-				return err
+			if err := e.index.Add(s.ID, s.Name); err != nil { // a container more or less is no reason not to start
+				e.log.Warn("container is called by its id, since another one has its name", slog.String("container_id", s.ID), slog.Any("error", err))
+				s.Name = s.ID
+				if err := e.index.Add(s.ID, s.Name); err != nil {
+					return err
+				}
 			}
+			c := newRecord(s)
 			if c.running() {
 				c.exited = make(chan struct{})
 			}

@@ -126,6 +126,41 @@ func TestIndex(t *testing.T) {
 	if err := x.Add("abc1", "renamed"); err != nil || x.HasName("one") || !x.HasName("renamed") {
 		t.Errorf("rename: %v", err)
 	}
+	if err := x.Reserve("abc1", "two"); model.KindOf(err) != model.Exists {
+		t.Errorf("a name of another reserved: %v", err)
+	}
+	named := func(when string, want map[string]string) {
+		t.Helper()
+		for ref, id := range want {
+			if got, _ := x.Resolve(ref); got != id {
+				t.Errorf("%s: %s is %q, want %q", when, ref, got, id)
+			}
+		}
+	}
+	reserve := func() {
+		t.Helper()
+		if err := x.Reserve("abc1", "next"); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"renamed", "next"} {
+			if err := x.Add("abd2", name); model.KindOf(err) != model.Exists {
+				t.Errorf("%s was free while a name was reserved: %v", name, err)
+			}
+		}
+	}
+	reserve()
+	named("reserved", map[string]string{"renamed": "abc1", "two": "abd2"})
+	x.Release("abc1", "next")
+	named("released", map[string]string{"renamed": "abc1", "next": "", "two": "abd2"})
+	reserve()
+	if err := x.Add("abc1", "next"); err != nil {
+		t.Error(err)
+	}
+	x.Release("abc1", "next")
+	named("taken", map[string]string{"renamed": "", "next": "abc1"})
+	if err := x.Add("abc1", "renamed"); err != nil {
+		t.Error(err)
+	}
 	x.Remove("abc1")
 	if _, err := x.Resolve("renamed"); model.KindOf(err) != model.NotFound {
 		t.Errorf("removed: %v", err)

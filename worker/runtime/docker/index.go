@@ -20,16 +20,41 @@ func NewIndex() *Index {
 
 // Add reserves id and name. It fails with Exists when another container has the name.
 func (x *Index) Add(id, name string) error {
-	if other, ok := x.names[name]; ok && other != id {
-		return model.Errorf(model.Exists,
-			"Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.",
-			"/"+name, other)
+	if err := x.free(id, name); err != nil {
+		return err
 	}
 	if old, ok := x.ids[id]; ok {
 		delete(x.names, old)
 	}
 	x.names[name] = id
 	x.ids[id] = name
+	return nil
+}
+
+// Reserve takes a name for a container that keeps the one it has until Add gives it the new
+// one, or Release gives that back. It fails as Add does.
+func (x *Index) Reserve(id, name string) error {
+	if err := x.free(id, name); err != nil {
+		return err
+	}
+	x.names[name] = id
+	return nil
+}
+
+// Release gives a name back that was reserved for a container. One that the container has by
+// now stays.
+func (x *Index) Release(id, name string) {
+	if x.names[name] == id && x.ids[id] != name {
+		delete(x.names, name)
+	}
+}
+
+func (x *Index) free(id, name string) error {
+	if other, ok := x.names[name]; ok && other != id {
+		return model.Errorf(model.Exists,
+			"Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.",
+			"/"+name, other)
+	}
 	return nil
 }
 
