@@ -609,6 +609,64 @@ func TestLostAssociations(t *testing.T) {
 	}
 }
 
+// TestFormerKeys: a key that comes back after another one is not used again, however often
+// leaders derive keys otherwise, and other keys are asked for once.
+func TestFormerKeys(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "esp")
+	m := &espMemory{Seen: map[string]espSeen{}}
+	sa := func(key byte) netplan.SA {
+		return netplan.SA{SAID: netplan.SAID{Dst: netip.MustParseAddr("192.0.2.1"), SPI: 1000}, Key: netplan.ESPKey{key}, Generation: 5}
+	}
+	use := func(key byte) {
+		t.Helper()
+		if _, usable := m.counters(sa(key)); !usable || m.lost {
+			t.Fatalf("key %d: usable %t, lost %t", key, usable, m.lost)
+		}
+		m.made(sa(key))
+	}
+	refuse := func(what string, key byte, lost bool) {
+		t.Helper()
+		if c, usable := m.counters(sa(key)); usable || c != (counters{}) || m.lost != lost {
+			t.Errorf("%s: %+v, usable %t, lost %t", what, c, usable, m.lost)
+		}
+		m.lost = false
+	}
+	use(1)
+	use(2)
+	refuse("the first one again", 1, true)
+	refuse("before other keys came", 1, false)
+	use(3)
+	m.removed(sa(3), counters{OSeq: 7})
+	refuse("one of three that are gone", 2, true)
+	use(4)
+	refuse("one that was removed", 3, true)
+	if err := m.rewrite(path); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *m = decodeMemory(data); len(m.Seen) != 1 {
+		t.Fatalf("read %+v", m)
+	}
+	use(5)
+	refuse("after a restart of the process", 1, true)
+	for key := byte(6); key < 6+formerKeys; key++ {
+		use(key)
+	}
+	if got := len(m.Seen[saidText(sa(1).SAID)].Former); got != formerKeys {
+		t.Errorf("%d former keys are remembered", got)
+	}
+	refuse("of many", 7, true)
+	later := sa(0)
+	later.SPI, later.Generation = 2000, 6
+	m.forget(map[netplan.SAID]netplan.SA{later.SAID: later}, nil)
+	if len(m.Seen) != 0 {
+		t.Errorf("remembered although their generation is over: %v", m.Seen)
+	}
+}
+
 // TestMemoryFile: what was appended counts as what was written whole, up to a torn line.
 func TestMemoryFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "esp")

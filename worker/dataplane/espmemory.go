@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/skep-dev/skep/core/netplan"
 	"github.com/skep-dev/skep/platform/disk"
@@ -46,6 +47,9 @@ type espSeen struct {
 	// one that disappeared, which is not made again.
 	Gone, Lost bool
 	Counters   counters
+	// Former are the fingerprints of keys that it had before, the newest of them last. How far it
+	// had counted with these is not known any more.
+	Former []string `json:",omitempty"`
 }
 
 // espNote is a change of Seen, as the file holds it: a line of its own after that of the whole.
@@ -57,6 +61,10 @@ type espNote struct {
 // sentMeanwhile is how far a sender's counter leaps when it comes back, for what it had sent
 // between the last look at it and its removal.
 const sentMeanwhile = 1 << 20
+
+// formerKeys is how many former keys of an association are remembered. It has one more with each
+// epoch of an end, and with each leader of another version that derives keys otherwise.
+const formerKeys = 32
 
 func saidText(id netplan.SAID) string { return fmt.Sprintf("%s %08x", id.Dst, id.SPI) }
 
@@ -161,7 +169,14 @@ func (m *espMemory) touch(text string) {
 
 // made notes an association that was made.
 func (m *espMemory) made(sa netplan.SA) {
-	m.note(saidText(sa.SAID), espSeen{Key: fingerprint(sa.Key), Generation: sa.Generation})
+	key := fingerprint(sa.Key)
+	was, known := m.Seen[saidText(sa.SAID)]
+	former := was.Former
+	if known && was.Key != key && was.Key != fingerprint(netplan.ESPKey{}) {
+		former = append(slices.Clone(former), was.Key)
+		former = former[max(0, len(former)-formerKeys):]
+	}
+	m.note(saidText(sa.SAID), espSeen{Key: key, Generation: sa.Generation, Former: former})
 }
 
 // told completes what is known of those that were found in the kernel and are wanted: the kernel
@@ -201,11 +216,18 @@ func (m *espMemory) vanished(text string) {
 }
 
 // counters returns from where an association goes on counting that is to be made, and whether
-// it may be: not when the kernel had it and has lost it.
+// it may be: not when the kernel had it and has lost it, nor with a key that it had before its
+// last one.
 func (m *espMemory) counters(sa netplan.SA) (counters, bool) {
 	text := saidText(sa.SAID)
 	s, known := m.Seen[text]
 	switch {
+	case known && s.Key != fingerprint(sa.Key) && slices.Contains(s.Former, fingerprint(sa.Key)):
+		if !s.Lost { // other keys are asked for once
+			s.Lost, m.lost = true, true
+			m.note(text, s)
+		}
+		return counters{}, false
 	case !known || s.Key != fingerprint(sa.Key):
 		return counters{}, true
 	case s.Lost:
