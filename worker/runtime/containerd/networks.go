@@ -230,26 +230,31 @@ func (e *Engine) changeable(s *saved, name string) error {
 }
 
 // rewire makes next the container's networks and its name; the caller has its turn.
-func (e *Engine) rewire(ctx context.Context, c *record, next *saved) (err error) {
-	if isRunning(*next) && next.HasNet {
-		var req runtime.SandboxRequest
-		if req, err = sandboxRequest(next); err != nil {
-			return err
-		}
-		if len(req.Ports) > 0 && len(next.Sandbox.Ports) > 0 {
-			req.Ports = next.Sandbox.Ports
-		}
-		if was := e.view(c).Name; was != next.Name {
-			req.Former = was
-		}
-		if next.Sandbox, err = e.cfg.Network.Attach(ctx, req); err != nil {
-			return err
-		}
-		defer func() { err = e.unname(ctx, req, err) }()
-		if err := e.writeNetFiles(next); err != nil {
-			return err
-		}
+func (e *Engine) rewire(ctx context.Context, c *record, next *saved) error {
+	if !isRunning(*next) || !next.HasNet {
+		return e.rewired(c, next)
 	}
+	req, err := sandboxRequest(next)
+	if err != nil {
+		return err
+	}
+	if len(req.Ports) > 0 && len(next.Sandbox.Ports) > 0 {
+		req.Ports = next.Sandbox.Ports
+	}
+	if was := e.view(c).Name; was != next.Name {
+		req.Former = was
+	}
+	if next.Sandbox, err = e.cfg.Network.Attach(ctx, req); err != nil {
+		return err
+	}
+	if err = e.writeNetFiles(next); err == nil {
+		err = e.rewired(c, next)
+	}
+	return e.unname(ctx, req, err)
+}
+
+// rewired notes what rewire made.
+func (e *Engine) rewired(c *record, next *saved) error {
 	return e.change(c, func(to *saved) {
 		to.Overlays, to.OnBridge, to.OffBridge, to.Sandbox, to.Name = next.Overlays, next.OnBridge, next.OffBridge, next.Sandbox, next.Name
 	})
