@@ -25,6 +25,7 @@ type Port struct {
 type Socket struct {
 	Protocol uint8
 	Addr     netip.AddrPort
+	Only6    bool // it takes nothing of IPv4
 }
 
 // IP protocols whose sockets tell whether a task listens.
@@ -38,6 +39,7 @@ const (
 type Listeners struct {
 	ports []Port
 	all   bool // at all ports, not just one of them
+	six   bool // others reach the task by IPv6 as well
 }
 
 // Expected returns where a task listens as far as can be known: at the target of every port
@@ -58,20 +60,31 @@ func Expected(task *api.Task, exposed []Port) Listeners {
 		}
 	}
 	if len(published) > 0 {
-		return Listeners{published, true}
+		return Listeners{published, true, reached6(task)}
 	}
-	return Listeners{slices.DeleteFunc(slices.Clone(exposed), func(p Port) bool { return p.Protocol != tcp && p.Protocol != udp }), false}
+	return Listeners{slices.DeleteFunc(slices.Clone(exposed), func(p Port) bool { return p.Protocol != tcp && p.Protocol != udp }), false, reached6(task)}
+}
+
+// reached6 reports whether a task has an IPv6 address in one of its networks.
+func reached6(task *api.Task) bool {
+	return slices.ContainsFunc(task.GetNetworks(), func(n *api.NetworkAttachment) bool {
+		return slices.ContainsFunc(n.GetAddresses(), func(text string) bool {
+			p, err := netip.ParsePrefix(text)
+			return err == nil && p.Addr().Is6()
+		})
+	})
 }
 
 // None reports whether nothing is expected.
 func (l Listeners) None() bool { return len(l.ports) == 0 }
 
 // Met reports whether the sockets of a task are those expected. What listens on loopback only
-// is not, since no other task reaches it.
+// is not, since no other task reaches it, and neither is what takes IPv6 only where the task has
+// no such address.
 func (l Listeners) Met(sockets []Socket) bool {
 	listens := func(p Port) bool {
 		return slices.ContainsFunc(sockets, func(s Socket) bool {
-			return s.Protocol == p.Protocol && s.Addr.Port() == p.Number && !s.Addr.Addr().Unmap().IsLoopback()
+			return s.Protocol == p.Protocol && s.Addr.Port() == p.Number && !s.Addr.Addr().Unmap().IsLoopback() && (l.six || !s.Only6)
 		})
 	}
 	if l.all {

@@ -19,22 +19,23 @@ func ports(t *testing.T, text string) []Port {
 	return out
 }
 
-// socket reads "tcp:0.0.0.0:80".
+// socket reads "tcp:0.0.0.0:80", and "tcp6:[::]:80" of one that takes nothing of IPv4.
 func socket(t *testing.T, text string) Socket {
 	t.Helper()
 	protocol, addr, _ := strings.Cut(text, ":")
+	protocol, only6 := strings.CutSuffix(protocol, "6")
 	number, ok := map[string]uint8{"tcp": 6, "udp": 17, "sctp": 132}[protocol]
 	at, err := netip.ParseAddrPort(addr)
 	if err != nil || !ok {
 		t.Fatalf("%q: %v", text, err)
 	}
-	return Socket{number, at}
+	return Socket{Protocol: number, Addr: at, Only6: only6}
 }
 
 func TestListeners(t *testing.T) {
 	for _, c := range []struct {
 		name, published, exposed string
-		sockets                  string
+		sockets, address         string
 		none, met                bool
 	}{
 		{name: "nothing is known", sockets: "tcp:0.0.0.0:80", none: true, met: true},
@@ -43,6 +44,10 @@ func TestListeners(t *testing.T) {
 		{name: "it listens", published: "tcp:80", sockets: "udp:0.0.0.0:9 tcp:0.0.0.0:80", met: true},
 		{name: "on one address", published: "tcp:80", sockets: "tcp:10.0.0.7:80", met: true},
 		{name: "on IPv6", published: "tcp:80", sockets: "tcp:[::]:80", met: true},
+		{name: "on IPv6 only", published: "tcp:80", sockets: "tcp6:[::]:80"},
+		{name: "on IPv6 only, where others come by it", published: "tcp:80", address: "fd00::7/64", sockets: "tcp6:[::]:80", met: true},
+		{name: "on IPv6 only, exposed", exposed: "tcp:80", sockets: "tcp6:[fd00::7]:80"},
+		{name: "on IPv6 and IPv4 apart", exposed: "tcp:80", sockets: "tcp6:[::]:80 tcp:0.0.0.0:80", met: true},
 		{name: "on loopback", published: "tcp:80", sockets: "tcp:127.0.0.1:80 tcp:[::1]:80 tcp:[::ffff:127.0.0.1]:80"},
 		{name: "on another port", published: "tcp:80", sockets: "tcp:0.0.0.0:8080"},
 		{name: "by the other protocol", published: "udp:53", sockets: "tcp:0.0.0.0:53"},
@@ -55,7 +60,10 @@ func TestListeners(t *testing.T) {
 		{name: "published, and another is exposed", published: "tcp:80", exposed: "tcp:9000", sockets: "tcp:0.0.0.0:80", met: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			task := &api.Task{Endpoint: &api.Endpoint{Spec: new(api.EndpointSpec)}}
+			task := &api.Task{Endpoint: &api.Endpoint{Spec: new(api.EndpointSpec)}, Networks: []*api.NetworkAttachment{{Addresses: []string{"10.0.0.7/24"}}}}
+			if c.address != "" {
+				task.Networks[0].Addresses = append(task.Networks[0].Addresses, c.address)
+			}
 			for _, p := range ports(t, c.published) {
 				protocol := map[uint8]api.PortConfig_Protocol{6: api.PortConfig_TCP, 17: api.PortConfig_UDP, 132: api.PortConfig_SCTP}[p.Protocol]
 				task.Endpoint.Spec.Ports = append(task.Endpoint.Spec.Ports, &api.PortConfig{Protocol: protocol, TargetPort: uint32(p.Number)})

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
@@ -14,9 +16,13 @@ import (
 )
 
 const (
-	// Sizes of the kernel's struct inet_diag_req_v2, and of what is read of inet_diag_msg.
+	// Sizes of the kernel's struct inet_diag_req_v2, of what is read of inet_diag_msg, and of all
+	// of it, after which come attributes.
 	sockRequestBytes = 56
 	sockAnswerBytes  = 24
+	sockMessageBytes = 72
+	// attrOnly6 is INET_DIAG_SKV6ONLY, which the kernel tells of sockets of IPv6 without being asked.
+	attrOnly6 = 11
 	// States of sockets; one of datagrams that is not connected has that of a closed one.
 	stateListen = 10
 	stateBound  = 7
@@ -69,5 +75,16 @@ func socketOf(protocol byte, body []byte) (lifecycle.Socket, bool) {
 	if body[0] == unix.AF_INET6 {
 		addr = netip.AddrFrom16([16]byte(body[8:24]))
 	}
-	return lifecycle.Socket{Protocol: protocol, Addr: netip.AddrPortFrom(addr, port)}, true
+	return lifecycle.Socket{Protocol: protocol, Addr: netip.AddrPortFrom(addr, port), Only6: only6(body)}, true
+}
+
+// only6 reports whether a socket takes nothing of IPv4, as far as the kernel says so.
+func only6(body []byte) bool {
+	if len(body) < sockMessageBytes {
+		return false
+	}
+	attrs, err := nl.ParseRouteAttr(body[sockMessageBytes:])
+	return err == nil && slices.ContainsFunc(attrs, func(a syscall.NetlinkRouteAttr) bool {
+		return a.Attr.Type == attrOnly6 && len(a.Value) == 1 && a.Value[0] == 1
+	})
 }

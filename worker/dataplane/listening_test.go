@@ -33,7 +33,11 @@ func TestListening(t *testing.T) {
 			if s.Addr.Addr().IsLoopback() && s.Addr.Addr() == resolverAddr {
 				continue // the node's resolver
 			}
-			out = append(out, fmt.Sprint(s.Protocol, " ", s.Addr))
+			text := fmt.Sprint(s.Protocol, " ", s.Addr)
+			if s.Only6 {
+				text += " only IPv6"
+			}
+			out = append(out, text)
 		}
 		slices.Sort(out)
 		return out
@@ -43,6 +47,7 @@ func TestListening(t *testing.T) {
 	}
 	echo(t, path, 80, "web")
 	echoOn(t, "6", path, 81, "web")
+	echoOn(t, "", path, 82, "web")
 	c, err := dialIn(path, "tcp4", "127.0.0.1:80")
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +64,7 @@ func TestListening(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"17 0.0.0.0:80", "17 [::]:81", "6 0.0.0.0:80", "6 [::]:81"}
+	want := []string{"17 0.0.0.0:80", "17 [::]:81 only IPv6", "17 [::]:82", "6 0.0.0.0:80", "6 [::]:81 only IPv6", "6 [::]:82"}
 	if got := told(); !slices.Equal(got, want) {
 		t.Errorf("listening: %q, want %q", got, want)
 	}
