@@ -28,7 +28,10 @@ func registers() porcupine.Model {
 			}
 			done, known := output.(bool)
 			if !known {
-				return state == in.From, in.To
+				if state == in.From {
+					return true, in.To
+				}
+				return true, state // one that was never done comes last
 			}
 			if !done {
 				return state != in.From, state
