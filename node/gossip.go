@@ -35,12 +35,6 @@ func (m *member) gossipSession(msg *api.SessionMessage) gossip.Session {
 
 // hostAddr returns the address of a host with or without a port; zero when it is none.
 func hostAddr(text string) netip.Addr {
-	if at, err := netip.ParseAddrPort(text); err == nil {
-		return at.Addr().Unmap()
-	}
-	a, err := netip.ParseAddr(text)
-	if err != nil {
-		return netip.Addr{}
-	}
+	a, _ := netip.ParseAddr(hostOf(text)) // zero if it is none
 	return a.Unmap()
 }

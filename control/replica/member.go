@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
-	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -146,7 +145,7 @@ func (m *member) quiet() bool { return m.isLeader && m.alone() && len(m.conf.Get
 // others: it hears then if it was removed. Those with a vote ask for votes.
 func (m *member) askAround() {
 	ros := m.r.members.Load()
-	if m.unheard++; slices.Contains(ros.voters, m.id) || m.unheard%electionTick != 0 {
+	if m.unheard++; ros.votes() || m.unheard%electionTick != 0 {
 		return
 	}
 	var msgs []*raftpb.Message
@@ -158,11 +157,8 @@ func (m *member) askAround() {
 	m.send(msgs)
 }
 
-// alone reports whether this is the only member.
-func (m *member) alone() bool {
-	voters := m.conf.GetVoters()
-	return len(voters) == 1 && voters[0] == m.id
-}
+// alone reports whether this member has the only vote.
+func (m *member) alone() bool { return m.r.members.Load().alone() }
 
 // collect takes what else is queued, so that one write to disk serves many updates.
 func collect(first *update, queue <-chan *update) []*update {

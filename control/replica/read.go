@@ -55,9 +55,6 @@ func (r *Replica) Read(ctx context.Context) (*store.Snapshot, error) {
 	}
 }
 
-// alone reports whether the member itself has the only vote.
-func (ros *roster) alone() bool { return len(ros.voters) == 1 && ros.voters[0] == ros.self }
-
 // read takes a read, and what else is queued.
 func (m *member) read(first chan<- error) {
 	m.reads.waiting = append(m.reads.waiting, first)

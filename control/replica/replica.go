@@ -53,6 +53,10 @@ type roster struct {
 	voters  []uint64 // never changed
 }
 
+// votes reports whether the member itself has a vote, alone whether nobody else has one.
+func (ros *roster) votes() bool { return slices.Contains(ros.voters, ros.self) }
+func (ros *roster) alone() bool { return len(ros.voters) == 1 && ros.votes() }
+
 // New returns a Replica that does nothing before Run.
 func New(cfg Config) *Replica {
 	if cfg.TickInterval == 0 {
@@ -87,10 +91,7 @@ func (r *Replica) Follow() *Cursor { return r.feed.follow() }
 func (r *Replica) Ready() <-chan struct{} { return r.ready }
 
 // Votes reports whether this member has a vote. A new one gets it once it has the log.
-func (r *Replica) Votes() bool {
-	ros := r.members.Load()
-	return slices.Contains(ros.voters, ros.self)
-}
+func (r *Replica) Votes() bool { return r.members.Load().votes() }
 
 // Voters returns those of Members that have a vote: changes need a majority of them.
 func (r *Replica) Voters() []*api.RaftMember {

@@ -19,6 +19,9 @@ func TaskName(t *api.Task) string {
 	return t.GetServiceAnnotations().GetName() + "." + place + "." + t.GetId()
 }
 
+// Overlay reports whether a network spans nodes, as its allocated state says.
+func Overlay(n *api.Network) bool { return n.GetDriverState().GetName() == "overlay" }
+
 // Ingress reports whether a network is the routing mesh's, marked as new managers do or by
 // the label of old ones.
 func Ingress(n *api.Network) bool {

@@ -79,15 +79,17 @@ type service struct {
 
 // Map is what is known of all networks. It is not safe for concurrent use.
 type Map struct {
-	nodes    map[string]*node
-	hosts    map[string]map[string]bool // nodes by address
-	foreign  map[string]engine          // nodes that are Docker Engines, by id
-	networks map[string]*network
-	services map[string]*service
-	tasks    map[string]map[string]*skepv1.OverlayEndpoint // by task and network
-	port     uint32
-	keys     []*api.EncryptionKey // what keys of nodes are derived from, newest first
-	secrets  []espSecret          // of keys
+	nodes   map[string]*node
+	hosts   map[string]map[string]bool // nodes by address
+	foreign map[string]engine          // nodes that are Docker Engines, by id
+	// gossipers are what gossipPeers says of them; never changed.
+	gossipers []string
+	networks  map[string]*network
+	services  map[string]*service
+	tasks     map[string]map[string]*skepv1.OverlayEndpoint // by task and network
+	port      uint32
+	keys      []*api.EncryptionKey // what keys of nodes are derived from, newest first
+	secrets   []espSecret          // of keys
 	// derived are the keys for ESP between the node that an update is made for and others: the
 	// same in all their networks. Nil before the first in an update.
 	derived map[string][]*skepv1.EspKey
@@ -182,13 +184,14 @@ func (m *Map) putForeign(id string, stored *api.Node) []Notice {
 	if foreign := model.Foreign(stored.GetDescription()); !foreign && !known || foreign && known && was == is {
 		return nil
 	}
-	some, before := len(m.foreign) > 0, m.gossipPeers()
+	some, before := len(m.foreign) > 0, m.gossipers
 	if model.Foreign(stored.GetDescription()) {
 		m.foreign[id] = is
 	} else {
 		delete(m.foreign, id)
 	}
-	if some == (len(m.foreign) > 0) && slices.Equal(before, m.gossipPeers()) {
+	m.gossipers = m.gossipPeers()
+	if some == (len(m.foreign) > 0) && slices.Equal(before, m.gossipers) {
 		return nil
 	}
 	return m.toAll()
@@ -252,7 +255,7 @@ func (m *Map) at(id string) *network {
 
 // putNetwork takes a network over. All its members hear of it; of the ingress network, all nodes.
 func (m *Map) putNetwork(n *api.Network) []Notice {
-	if !overlay(n) {
+	if !model.Overlay(n) {
 		return nil
 	}
 	record, known := networkRecord(n), m.at(n.GetId())

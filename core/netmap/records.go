@@ -32,9 +32,6 @@ const (
 	mtuOption = "com.docker.network.driver.mtu"
 )
 
-// overlay reports whether a network spans nodes.
-func overlay(n *api.Network) bool { return n.GetDriverState().GetName() == "overlay" }
-
 // networkRecord is what nodes know of a network. Its IPv4 subnets carry the VXLAN
 // identifiers of the driver state, in order.
 func networkRecord(n *api.Network) *skepv1.OverlayNetwork {
@@ -83,7 +80,7 @@ func endpoints(t *api.Task, n *node) map[string]*skepv1.OverlayEndpoint {
 	}
 	out := make(map[string]*skepv1.OverlayEndpoint)
 	for _, a := range t.GetNetworks() {
-		if !overlay(a.GetNetwork()) || len(a.GetAddresses()) == 0 {
+		if !model.Overlay(a.GetNetwork()) || len(a.GetAddresses()) == 0 {
 			continue
 		}
 		out[a.GetNetwork().GetId()] = &skepv1.OverlayEndpoint{
@@ -162,14 +159,14 @@ func ownAttachments(n *api.Node) []*api.NetworkAttachment {
 		attachments = append(slices.Clip(attachments), n.GetAttachment()) //nolint:staticcheck // as above
 	}
 	return slices.DeleteFunc(slices.Clone(attachments), func(a *api.NetworkAttachment) bool {
-		return !overlay(a.GetNetwork()) || len(a.GetAddresses()) == 0
+		return !model.Overlay(a.GetNetwork()) || len(a.GetAddresses()) == 0
 	})
 }
 
 // localRecord is what a node must know of itself.
 func (m *Map) localRecord(n *api.Node) *skepv1.LocalNode {
 	r := &skepv1.LocalNode{
-		Id: n.GetId(), DataAddr: dataAddr(n), VxlanPort: m.port, Gossip: len(m.foreign) > 0, GossipPeers: m.gossipPeers(),
+		Id: n.GetId(), DataAddr: dataAddr(n), VxlanPort: m.port, Gossip: len(m.foreign) > 0, GossipPeers: m.gossipers,
 	}
 	for _, a := range ownAttachments(n) {
 		if !model.Ingress(a.GetNetwork()) {

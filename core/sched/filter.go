@@ -186,7 +186,7 @@ func hasPlugin(e *api.EngineDescription, kind, name string) bool {
 func unshared(t *api.Task) string {
 	for _, a := range t.GetNetworks() {
 		n := a.GetNetwork()
-		if why := model.Unshared(n); why != "" && n.GetDriverState().GetName() == "overlay" {
+		if why := model.Unshared(n); why != "" && model.Overlay(n) {
 			return "network " + n.GetSpec().GetAnnotations().GetName() + " " + why
 		}
 	}

@@ -207,7 +207,7 @@ func (w *worker) awaitWithdrawal(ctx context.Context, task *api.Task) {
 // sharedWithEngines reports whether Docker Engines may lead connections to a task.
 func sharedWithEngines(task *api.Task) bool {
 	return slices.ContainsFunc(task.GetNetworks(), func(a *api.NetworkAttachment) bool {
-		return a.GetNetwork().GetDriverState().GetName() == "overlay" && model.Unshared(a.GetNetwork()) == ""
+		return model.Overlay(a.GetNetwork()) && model.Unshared(a.GetNetwork()) == ""
 	})
 }
 
@@ -267,7 +267,7 @@ func (w *worker) checkOverlays(ctx context.Context, task *api.Task) error {
 // spansNodes reports whether a task has an endpoint in a network of the swarm.
 func spansNodes(task *api.Task) bool {
 	for _, a := range task.GetNetworks() {
-		if a.GetNetwork().GetDriverState().GetName() == "overlay" {
+		if model.Overlay(a.GetNetwork()) {
 			return true
 		}
 	}

@@ -76,8 +76,8 @@ func (d *Dataplane) ensureArrivals(ns netns.NsHandle, s *sandbox, x *drift) erro
 // updateArrivals does so for all sandboxes in the ingress network if an update may matter to
 // them. Callers hold mu.
 func (d *Dataplane) updateArrivals(p netplan.Plan) error {
-	if !p.Engines && len(p.Publish) == 0 {
-		return nil
+	if !p.Engines && (len(p.Publish) == 0 || len(d.want.Engines()) == 0) {
+		return nil // where there are no engines, and were none, no sandbox has rules
 	}
 	ingress := d.want.Ingress().GetId()
 	var errs []error
