@@ -405,12 +405,6 @@ func (c *cluster) reap() {
 	maps.DeleteFunc(c.early, func(_ string, e early) bool { return now.Sub(e.at) > earlyAge })
 }
 
-func (c *cluster) others(network string) []netdb.Published {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.db.Others(network)
-}
-
 func (c *cluster) stats() netdb.Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -118,14 +118,6 @@ func (g *Gossip) wake() {
 	g.changed = make(chan struct{})
 }
 
-// Others returns the rows that other nodes published in a network that this node is in.
-func (g *Gossip) Others(network string) []netdb.Published {
-	if c := g.current(); c != nil {
-		return c.others(network)
-	}
-	return nil
-}
-
 func (g *Gossip) current() *cluster {
 	g.mu.Lock()
 	defer g.mu.Unlock()

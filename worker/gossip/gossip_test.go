@@ -159,8 +159,15 @@ func (g *member) publish(text ...string) {
 }
 
 func (g *member) sees() string {
+	c := g.current()
+	if c == nil {
+		return ""
+	}
+	c.mu.Lock()
+	rows := c.db.Others("net")
+	c.mu.Unlock()
 	var out []string
-	for _, r := range g.Others("net") {
+	for _, r := range rows {
 		out = append(out, string(r.Value))
 	}
 	slices.Sort(out)
